@@ -1,0 +1,94 @@
+{{/* The chart's name, for labels. */}}
+{{- define "reveille.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/*
+The name of all objects. Cut at 50 characters, so that names derived from it (Secret <fullname>-ca, Service
+<fullname>-metrics) stay within the 63 of a Service.
+*/}}
+{{- define "reveille.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "reveille.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Secret with the CA. The waiter makes it; the chart never does. */}}
+{{- define "reveille.caSecret" -}}
+{{- include "reveille.fullname" . -}}-ca
+{{- end -}}
+
+{{/* Lease of the waiter's leader. */}}
+{{- define "reveille.lease" -}}
+{{- include "reveille.fullname" . -}}-waiter
+{{- end -}}
+
+{{- define "reveille.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "reveille.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/*
+Labels of every object, pods included. Velero must not back Reveille up: it is installed before a restore, never restored
+by one. A restored webhook configuration would carry an old caBundle, and a restored pod would be a second waiter.
+*/}}
+{{- define "reveille.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "reveille.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+velero.io/exclude-from-backup: "true"
+{{- end -}}
+
+{{- define "reveille.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "reveille.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name must be set when serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "reveille.image" -}}
+{{- $name := .Values.image.repository -}}
+{{- with .Values.image.registry -}}
+{{- $name = printf "%s/%s" . $name -}}
+{{- end -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" $name .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Arguments that both containers understand in the same way. */}}
+{{- define "reveille.sharedArgs" -}}
+- --namespace=$(POD_NAMESPACE)
+- --service={{ include "reveille.fullname" . }}
+- --ca-secret={{ include "reveille.caSecret" . }}
+- --mode={{ .Values.velero.mode }}
+{{- range .Values.markerLabels }}
+- --marker-label={{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "reveille.env" -}}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: REVEILLE_LOG
+  value: {{ .Values.log.level | quote }}
+- name: REVEILLE_LOG_FORMAT
+  value: {{ .Values.log.format | quote }}
+{{- end -}}

@@ -1,0 +1,356 @@
+//! Is this pod being restored, and by which Restore?
+//!
+//! Velero's label alone says neither: it is backed up with the pod and comes back, and it names neither namespace nor uid.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use jiff::Timestamp;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{matching::IncludeExclude, restore_spec::Rules};
+use crate::names::{
+    MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESTIC_WAIT, RESTORE_WAIT, VELERO_RESTORE_LABEL,
+};
+
+/// What Reveille knows of a Velero Restore. Read from raw JSON, so that one bad Restore does not hide the others.
+#[derive(Clone, Debug)]
+pub struct RestoreInfo {
+    /// Where it lives: Velero's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// `status.phase`; empty before Velero has seen it.
+    pub phase: String,
+    /// `status.startTimestamp`.
+    pub started: Option<Timestamp>,
+    /// True when Reveille runs its post hooks.
+    pub marked: bool,
+    /// The mode annotation as written.
+    pub mode: Option<String>,
+    /// Its source namespaces.
+    pub namespaces: IncludeExclude,
+    /// Source namespace to target namespace.
+    pub namespace_mapping: BTreeMap<String, String>,
+    /// Its hooks, as far as they are Reveille's to run.
+    pub rules: Rules,
+}
+
+impl RestoreInfo {
+    /// Reads a Restore; `None` if it has no name, namespace or uid (it never came from an API server).
+    pub fn read(restore: &Value) -> Option<Self> {
+        let metadata = restore.get("metadata")?;
+        let text = |field: &str| metadata.get(field).and_then(Value::as_str).map(str::to_owned);
+        let annotation = |key: &str| metadata.get("annotations")?.get(key)?.as_str();
+        let marked = annotation(OWNER_ANNOTATION) == Some(OWNER_REVEILLE);
+        let spec = restore.get("spec").unwrap_or(&Value::Null);
+        let status = restore.get("status").unwrap_or(&Value::Null);
+        let strings = |key: &str| {
+            let list = spec.get(key).and_then(Value::as_array);
+            list.into_iter()
+                .flatten()
+                .filter_map(|item| item.as_str().map(str::to_owned))
+                .collect()
+        };
+        let mapping = spec.get("namespaceMapping").and_then(Value::as_object);
+        Some(Self {
+            namespace: text("namespace")?,
+            name: text("name")?,
+            uid: text("uid")?,
+            phase: status
+                .get("phase")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned(),
+            started: status
+                .get("startTimestamp")
+                .and_then(Value::as_str)
+                .and_then(|time| time.parse().ok()),
+            marked,
+            mode: annotation(MODE_ANNOTATION).map(str::to_owned),
+            namespaces: IncludeExclude {
+                include: strings("includedNamespaces"),
+                exclude: strings("excludedNamespaces"),
+            },
+            namespace_mapping: mapping
+                .into_iter()
+                .flatten()
+                .filter_map(|(from, to)| Some((from.clone(), to.as_str()?.to_owned())))
+                .collect(),
+            rules: Rules::of_restore(restore, !marked),
+        })
+    }
+
+    /// Velero is done with it, whatever came of it.
+    pub fn finished(&self) -> bool {
+        is_terminal(&self.phase)
+    }
+
+    /// Whether it restores into this namespace.
+    pub fn targets(&self, namespace: &str) -> bool {
+        let mapped = self
+            .namespace_mapping
+            .iter()
+            .filter(|(_, to)| *to == namespace)
+            .map(|(from, _)| from.as_str());
+        let own = (!self.namespace_mapping.contains_key(namespace)).then_some(namespace);
+        mapped.chain(own).any(|source| self.namespaces.includes(source))
+    }
+}
+
+/// Whether a Restore in this phase is over.
+pub fn is_terminal(phase: &str) -> bool {
+    matches!(
+        phase,
+        "Completed" | "PartiallyFailed" | "Failed" | "FailedValidation" | "Deleting"
+    )
+}
+
+/// A Restore's name as Velero writes it into labels: over 63 characters it is cut to 57 and 6 hex digits of its SHA-256.
+pub fn label_value(name: &str) -> Cow<'_, str> {
+    if name.len() <= 63 {
+        return Cow::Borrowed(name);
+    }
+    let hex: String = Sha256::digest(name.as_bytes())
+        .iter()
+        .take(3)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let cut: String = name.chars().take(57).collect();
+    Cow::Owned(format!("{cut}{hex}"))
+}
+
+/// The answer to "is this pod being restored".
+#[derive(Clone, Debug)]
+pub enum Restored<'a> {
+    /// By this Velero Restore.
+    By(&'a RestoreInfo),
+    /// By another tool: the pod carries this marker label.
+    ByMarker(String),
+    /// No, and why.
+    No(String),
+    /// It can't be told at the moment, and why.
+    Unknown(String),
+}
+
+/// The Restores that are known.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownRestores<'a> {
+    /// All of them.
+    pub restores: &'a [&'a RestoreInfo],
+    /// `Err` with the reason when the list may lack some.
+    pub complete: Result<(), &'a str>,
+}
+
+/// Decides whether a pod is being restored.
+///
+/// `creator`: the user name of the request that creates it, if known. `marker_labels`: labels by which other restore tools
+/// mark their pods.
+pub fn restored<'a>(
+    pod: &Value,
+    namespace: &str,
+    creator: Option<&str>,
+    known: KnownRestores<'a>,
+    marker_labels: &[String],
+) -> Restored<'a> {
+    let label = |key: &str| pod.get("metadata")?.get("labels")?.get(key)?.as_str();
+    let Some(value) = label(VELERO_RESTORE_LABEL) else {
+        return match marker_labels.iter().find(|key| label(key).is_some()) {
+            Some(key) => Restored::ByMarker(key.clone()),
+            None => Restored::No(format!("it has no label {VELERO_RESTORE_LABEL}")),
+        };
+    };
+    let named: Vec<&RestoreInfo> = known
+        .restores
+        .iter()
+        .copied()
+        .filter(|restore| label_value(&restore.name) == value)
+        .collect();
+    let running: Vec<&RestoreInfo> = named.iter().copied().filter(|restore| !restore.finished()).collect();
+    if let [only] = running.as_slice() {
+        return Restored::By(only);
+    }
+    if running.is_empty() {
+        return match (known.complete, named.first()) {
+            (Err(reason), _) => Restored::Unknown(format!("the Restore {value:?} is not known here: {reason}")),
+            (Ok(()), Some(restore)) => Restored::No(format!(
+                "its label {VELERO_RESTORE_LABEL}={value} is stale: Restore {}/{} is {}",
+                restore.namespace, restore.name, restore.phase
+            )),
+            (Ok(()), None) => Restored::No(format!(
+                "its label {VELERO_RESTORE_LABEL}={value} is stale: there is no such Restore"
+            )),
+        };
+    }
+    among(&running, pod, namespace, creator)
+}
+
+/// Several unfinished Restores have a name of this label form.
+fn among<'a>(running: &[&'a RestoreInfo], pod: &Value, namespace: &str, creator: Option<&str>) -> Restored<'a> {
+    let uids = wait_uids(pod);
+    if let Some(restore) = running.iter().find(|restore| uids.contains(&restore.uid.as_str())) {
+        return Restored::By(restore);
+    }
+    let candidates: Vec<&RestoreInfo> = running
+        .iter()
+        .copied()
+        .filter(|restore| restore.targets(namespace))
+        .collect();
+    // Velero's server runs beside its Restores.
+    let server_namespace = creator
+        .and_then(|user| user.strip_prefix("system:serviceaccount:"))
+        .and_then(|rest| rest.split(':').next());
+    let beside: Vec<&RestoreInfo> = candidates
+        .iter()
+        .copied()
+        .filter(|restore| Some(restore.namespace.as_str()) == server_namespace)
+        .collect();
+    match (beside.as_slice(), candidates.as_slice()) {
+        ([only], _) | ([], [only]) => Restored::By(only),
+        _ => {
+            let names: Vec<String> = running
+                .iter()
+                .map(|restore| format!("{}/{}", restore.namespace, restore.name))
+                .collect();
+            Restored::Unknown(format!("it may belong to any of the Restores {}", names.join(", ")))
+        }
+    }
+}
+
+/// The Restore uids in the arguments of the pod's wait containers: the only place where an arriving pod carries one.
+fn wait_uids(pod: &Value) -> Vec<&str> {
+    let containers = pod
+        .get("spec")
+        .and_then(|spec| spec.get("initContainers"))
+        .and_then(Value::as_array);
+    let waits = containers.into_iter().flatten().filter(|container| is_wait(container));
+    waits
+        .filter_map(|container| container.get("args")?.as_array()?.first()?.as_str())
+        .collect()
+}
+
+/// Whether a container is the one that waits for the volumes. Known by name: a ConfigMap of Velero can change the rest.
+pub fn is_wait(container: &Value) -> bool {
+    matches!(
+        container.get("name").and_then(Value::as_str),
+        Some(RESTORE_WAIT | RESTIC_WAIT)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn restore(namespace: &str, name: &str, uid: &str, phase: &str, spec: Value) -> RestoreInfo {
+        RestoreInfo::read(&json!({"metadata": {"namespace": namespace, "name": name, "uid": uid}, "spec": spec, "status": {"phase": phase}}))
+            .expect("a restore")
+    }
+
+    fn pod(label: Option<&str>, wait_uid: Option<&str>) -> Value {
+        let mut pod = json!({"metadata": {"labels": {}}, "spec": {"initContainers": []}});
+        if let Some(label) = label {
+            pod["metadata"]["labels"][VELERO_RESTORE_LABEL] = json!(label);
+        }
+        if let Some(uid) = wait_uid {
+            pod["spec"]["initContainers"] = json!([{"name": "restore-wait", "args": [uid]}]);
+        }
+        pod
+    }
+
+    /// `Ok(uid)` or the first word of the other answers.
+    fn ask(
+        pod: &Value,
+        creator: Option<&str>,
+        restores: &[RestoreInfo],
+        complete: Result<(), &str>,
+    ) -> Result<String, &'static str> {
+        let references: Vec<&RestoreInfo> = restores.iter().collect();
+        let known = KnownRestores {
+            restores: &references,
+            complete,
+        };
+        match restored(pod, "app", creator, known, &["tool.example/restored".to_owned()]) {
+            Restored::By(restore) => Ok(restore.uid.clone()),
+            Restored::ByMarker(_) => Err("marker"),
+            Restored::No(_) => Err("no"),
+            Restored::Unknown(_) => Err("unknown"),
+        }
+    }
+
+    #[test]
+    fn long_names_are_cut_and_hashed_as_velero_does() {
+        assert_eq!(label_value(&"a".repeat(63)), "a".repeat(63));
+        let long = "the-really-long-location-name-that-is-much-more-than-63-characters";
+        // From Velero's own test of GetValidName.
+        assert_eq!(
+            label_value(long),
+            "the-really-long-location-name-that-is-much-more-than-63-c69e779"
+        );
+    }
+
+    #[test]
+    fn label_and_phase() {
+        let running = [restore("velero", "r", "u1", "InProgress", json!({}))];
+        let done = [restore("velero", "r", "u1", "Completed", json!({}))];
+        assert_eq!(ask(&pod(Some("r"), None), None, &running, Ok(())), Ok("u1".to_owned()));
+        assert_eq!(ask(&pod(Some("r"), None), None, &done, Ok(())), Err("no"));
+        assert_eq!(ask(&pod(Some("x"), None), None, &running, Ok(())), Err("no"));
+        assert_eq!(
+            ask(&pod(Some("x"), None), None, &running, Err("not synced")),
+            Err("unknown")
+        );
+        assert_eq!(ask(&pod(None, None), None, &running, Ok(())), Err("no"));
+        let marked = json!({"metadata": {"labels": {"tool.example/restored": "1"}}});
+        assert_eq!(ask(&marked, None, &running, Ok(())), Err("marker"));
+    }
+
+    #[test]
+    fn between_several_uid_then_creator_then_target() {
+        let two = [
+            restore(
+                "velero-a",
+                "r",
+                "u1",
+                "InProgress",
+                json!({"includedNamespaces": ["app"]}),
+            ),
+            restore(
+                "velero-b",
+                "r",
+                "u2",
+                "InProgress",
+                json!({"includedNamespaces": ["old"], "namespaceMapping": {"old": "app"}}),
+            ),
+        ];
+        let p = pod(Some("r"), None);
+        assert_eq!(
+            ask(&pod(Some("r"), Some("u2")), None, &two, Ok(())),
+            Ok("u2".to_owned())
+        );
+        assert_eq!(
+            ask(&p, Some("system:serviceaccount:velero-b:velero"), &two, Ok(())),
+            Ok("u2".to_owned())
+        );
+        assert_eq!(ask(&p, None, &two, Ok(())), Err("unknown"));
+        let other_target = [
+            restore(
+                "velero-a",
+                "r",
+                "u1",
+                "InProgress",
+                json!({"includedNamespaces": ["elsewhere"]}),
+            ),
+            restore("velero-b", "r", "u2", "New", json!({})),
+        ];
+        assert_eq!(ask(&p, None, &other_target, Ok(())), Ok("u2".to_owned()));
+    }
+
+    #[test]
+    fn a_mapped_namespace_is_no_target_of_its_own() {
+        let restore = restore("v", "r", "u", "", json!({"namespaceMapping": {"app": "app-copy"}}));
+        assert!(!restore.targets("app") && restore.targets("app-copy") && restore.targets("other"));
+    }
+}

@@ -1,0 +1,317 @@
+//! Which hooks a restored pod gets: precedence, merging and order.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{
+    annotations::{self, Annotations},
+    hook::{InitHook, PostHook, Problem},
+    matching,
+    restore_spec::{Rule, Rules},
+};
+
+/// The hooks of one pod, and how they came about.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Selected {
+    /// In pod order of their containers (native sidecars first), then in order of definition.
+    pub post: Vec<PostHook>,
+    /// In order of definition.
+    pub init: Vec<InitHook>,
+    /// What is wrong with this pod's annotations and with the rules that match it.
+    pub problems: Vec<Problem>,
+    /// What is wrong with the Restore's hooks as such: said once, on the Restore, and not for each pod.
+    pub restore_problems: Vec<Problem>,
+    /// One sentence for each rule of the Restore: why it matched or not. For people.
+    pub explanations: Vec<String>,
+}
+
+/// Selects the hooks of a pod: an annotation silences the Restore's hooks of its kind; the kinds are independent.
+///
+/// `rules`: those of its Restore, already without what Velero runs itself. `velero_owned` as in [`annotations::read`].
+pub fn select(pod: &Value, namespace: &str, annotations: &Annotations, rules: &Rules, velero_owned: bool) -> Selected {
+    let own = annotations::read(annotations, velero_owned);
+    let mut selected = Selected {
+        problems: own.problems,
+        ..Selected::default()
+    };
+    let labels = labels(pod);
+    let mut post = Vec::new();
+    let mut init = Vec::new();
+    selected.restore_problems.extend(
+        rules
+            .problems
+            .iter()
+            .filter(|problem| !belongs_to_a_rule(problem, rules))
+            .cloned(),
+    );
+    for rule in &rules.rules {
+        let verdict = verdict(rule, namespace, &labels);
+        let line = match &verdict {
+            Ok(()) => format!("rule {:?} ({}) matches", rule.name, rule.path),
+            Err(reason) => format!("rule {:?} ({}) does not match: {reason}", rule.name, rule.path),
+        };
+        selected.explanations.push(line);
+        let problems = rules
+            .problems
+            .iter()
+            .filter(|problem| stands_in(problem, rule))
+            .cloned();
+        if rule.selector.is_err() {
+            selected.restore_problems.extend(problems);
+        } else if verdict.is_ok() {
+            selected.problems.extend(problems);
+            post.extend(rule.post.iter().cloned());
+            init.extend(rule.init.iter().cloned());
+        }
+    }
+    if let Some(hook) = own.post {
+        if !post.is_empty() {
+            selected
+                .explanations
+                .push("the pod's own post hook annotation silences the Restore's post hooks".to_owned());
+        }
+        post = vec![hook];
+    }
+    if let Some(hooks) = own.init {
+        if !init.is_empty() {
+            selected
+                .explanations
+                .push("the pod's own init hook annotation silences the Restore's init hooks".to_owned());
+        }
+        init = hooks;
+    }
+    selected.post = in_pod_order(post, pod, &mut selected.problems);
+    selected.init = init;
+    selected
+}
+
+/// Whether a problem stands inside this rule. Paths of items end in `]`, so `[1]` is no prefix of `[10]`.
+fn stands_in(problem: &Problem, rule: &Rule) -> bool {
+    problem.source.starts_with(&rule.path)
+}
+
+/// Whether a problem stands inside any rule that could be read as one.
+fn belongs_to_a_rule(problem: &Problem, rules: &Rules) -> bool {
+    rules.rules.iter().any(|rule| stands_in(problem, rule))
+}
+
+fn verdict(rule: &Rule, namespace: &str, labels: &BTreeMap<String, String>) -> Result<(), String> {
+    if !rule.resources.includes_pods() {
+        return Err("its resource lists leave pods out".to_owned());
+    }
+    if !rule.namespaces.includes(namespace) {
+        return Err(format!("its namespace lists leave {namespace:?} out"));
+    }
+    match &rule.selector {
+        Err(message) => Err(format!("its label selector can't be read: {message}")),
+        Ok(selector) if matching::selects(selector, labels) => Ok(()),
+        Ok(_) => Err("its label selector does not fit the pod's labels".to_owned()),
+    }
+}
+
+/// Fills in the first container where none is named, refuses containers that the pod does not have, and sorts.
+fn in_pod_order(hooks: Vec<PostHook>, pod: &Value, problems: &mut Vec<Problem>) -> Vec<PostHook> {
+    let order = exec_targets(pod);
+    let first = pod_containers(pod, "containers")
+        .first()
+        .and_then(|container| container_name(container))
+        .unwrap_or_default()
+        .to_owned();
+    let mut placed: Vec<(usize, PostHook)> = Vec::with_capacity(hooks.len());
+    for mut hook in hooks {
+        if hook.container.is_empty() {
+            hook.container.clone_from(&first);
+        }
+        let position = order.iter().position(|name| *name == hook.container);
+        if position.is_none() {
+            let message = format!(
+                "there is no container {:?} in the pod; it has {}",
+                hook.container,
+                order.join(", ")
+            );
+            problems.push(Problem::error(format!("hook {}", hook.name), message.clone()));
+            hook.error = Some(
+                hook.error
+                    .map_or_else(|| message.clone(), |other| format!("{other}; {message}")),
+            );
+        }
+        placed.push((position.unwrap_or(usize::MAX), hook));
+    }
+    // Stable: hooks of a container keep their order of definition.
+    placed.sort_by_key(|(position, _)| *position);
+    placed.into_iter().map(|(_, hook)| hook).collect()
+}
+
+/// The containers of a pod that a command can be run in: native sidecars, then ordinary containers.
+pub fn exec_targets(pod: &Value) -> Vec<&str> {
+    let sidecars = pod_containers(pod, "initContainers")
+        .iter()
+        .filter(|container| container.get("restartPolicy").and_then(Value::as_str) == Some("Always"));
+    sidecars
+        .chain(pod_containers(pod, "containers"))
+        .filter_map(container_name)
+        .collect()
+}
+
+/// `spec.containers` or `spec.initContainers`; empty when absent or null.
+pub fn pod_containers<'a>(pod: &'a Value, field: &str) -> &'a [Value] {
+    pod.get("spec")
+        .and_then(|spec| spec.get(field))
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+}
+
+/// A container's name.
+pub fn container_name(container: &Value) -> Option<&str> {
+    container.get("name").and_then(Value::as_str)
+}
+
+fn labels(pod: &Value) -> BTreeMap<String, String> {
+    string_map(pod.get("metadata").and_then(|metadata| metadata.get("labels")))
+}
+
+/// An object's annotations.
+pub fn annotations_of(object: &Value) -> Annotations {
+    string_map(object.get("metadata").and_then(|metadata| metadata.get("annotations")))
+}
+
+fn string_map(value: Option<&Value>) -> BTreeMap<String, String> {
+    let map = value.and_then(Value::as_object);
+    map.into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(annotations: &[(&str, &str)], hooks: Value, pod: &Value) -> Selected {
+        let annotations = annotations
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let rules = Rules::of_restore(&json!({"spec": {"hooks": {"resources": hooks}}}), false);
+        select(pod, "app", &annotations, &rules, false)
+    }
+
+    fn pod() -> Value {
+        json!({"metadata": {"labels": {"app": "db"}}, "spec": {
+            "initContainers": [{"name": "setup"}, {"name": "mesh", "restartPolicy": "Always"}],
+            "containers": [{"name": "main"}, {"name": "side"}],
+        }})
+    }
+
+    const COMMAND: (&str, &str) = ("post.hook.restore.velero.io/command", "own");
+    const IMAGE: (&str, &str) = ("init.hook.restore.velero.io/container-image", "own");
+
+    fn both() -> Value {
+        json!([{"name": "r", "postHooks": [
+            {"init": {"initContainers": [{"name": "i", "image": "x"}]}},
+            {"exec": {"command": ["c"]}},
+        ]}])
+    }
+
+    fn sources(selected: &Selected) -> (Vec<&str>, Vec<&str>) {
+        (
+            selected.post.iter().map(|h| h.name.as_str()).collect(),
+            selected.init.iter().map(|h| h.name.as_str()).collect(),
+        )
+    }
+
+    #[test]
+    fn annotations_win_separately_for_each_kind() {
+        let own = "<from-annotation>";
+        assert_eq!(sources(&check(&[], both(), &pod())), (vec!["r"], vec!["r"]));
+        assert_eq!(sources(&check(&[COMMAND], both(), &pod())), (vec![own], vec!["r"]));
+        assert_eq!(sources(&check(&[IMAGE], both(), &pod())), (vec!["r"], vec![own]));
+        assert_eq!(
+            sources(&check(&[COMMAND, IMAGE], both(), &pod())),
+            (vec![own], vec![own])
+        );
+    }
+
+    #[test]
+    fn a_broken_annotation_silences_the_spec_too() {
+        let selected = check(
+            &[COMMAND, ("post.hook.restore.velero.io/exec-timeout", "x")],
+            both(),
+            &pod(),
+        );
+        assert_eq!(sources(&selected).0, ["<from-annotation>"]);
+        assert!(selected.post[0].error.is_some());
+    }
+
+    #[test]
+    fn order_is_by_container_then_definition() {
+        let exec = |name: &str, container: &str| json!({"name": name, "postHooks": [{"exec": {"command": ["c"], "container": container}}]});
+        let selected = check(
+            &[],
+            json!([
+                exec("1", "side"),
+                exec("2", ""),
+                exec("3", "mesh"),
+                exec("4", "main"),
+                exec("5", "side")
+            ]),
+            &pod(),
+        );
+        let order: Vec<_> = selected
+            .post
+            .iter()
+            .map(|hook| (hook.name.as_str(), hook.container.as_str()))
+            .collect();
+        assert_eq!(
+            order,
+            [
+                ("3", "mesh"),
+                ("2", "main"),
+                ("4", "main"),
+                ("1", "side"),
+                ("5", "side")
+            ]
+        );
+    }
+
+    #[test]
+    fn a_container_that_is_not_there_is_an_error_that_lists_those_that_are() {
+        let selected = check(
+            &[COMMAND, ("post.hook.restore.velero.io/container", "setup")],
+            json!([]),
+            &pod(),
+        );
+        let error = selected.post[0].error.clone().expect("an error");
+        assert!(
+            error.contains("\"setup\"") && error.contains("mesh, main, side"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn rules_are_explained() {
+        let selected = check(
+            &[],
+            json!([
+                {"name": "a", "includedResources": ["deployments"]},
+                {"name": "b", "excludedNamespaces": ["app"]},
+                {"name": "c", "labelSelector": {"matchLabels": {"app": "web"}}},
+                {"name": "d", "labelSelector": {"matchLabels": {"app": "db"}}},
+            ]),
+            &pod(),
+        );
+        let words: Vec<_> = ["resource lists", "namespace lists", "label selector", "matches"].into();
+        for (line, word) in selected.explanations.iter().zip(words) {
+            assert!(line.contains(word), "{line}");
+        }
+    }
+
+    #[test]
+    fn problems_of_rules_that_do_not_match_do_not_concern_the_pod() {
+        let hooks = json!([{"name": "a", "includedNamespaces": ["other"], "postHooks": [{"exec": {"command": ["c"], "execTimeout": "x"}}]}]);
+        assert_eq!(check(&[], hooks, &pod()).problems, []);
+    }
+}

@@ -1,0 +1,54 @@
+//! Every label, annotation and container name that Reveille reads or writes, once.
+
+/// Velero's label on everything it creates; its value is [`crate::hooks::restored::label_value`] of the Restore's name.
+pub const VELERO_RESTORE_LABEL: &str = "velero.io/restore-name";
+/// Velero leaves objects with this label out of backups.
+pub const EXCLUDE_FROM_BACKUP_LABEL: &str = "velero.io/exclude-from-backup";
+
+/// The container that holds a pod back until the node agent has restored its volumes (Velero 1.10 and newer).
+pub const RESTORE_WAIT: &str = "restore-wait";
+/// The same container up to Velero 1.9.
+pub const RESTIC_WAIT: &str = "restic-wait";
+/// Velero's prefix for the init container of an annotation that gives no name; a random suffix follows.
+pub const VELERO_GENERATED_INIT_PREFIX: &str = "velero-restore-init-";
+/// Reveille's prefix for the same; a digest of image and command follows, so the name is the same each time.
+pub const GENERATED_INIT_PREFIX: &str = "reveille-init-";
+
+/// Velero's annotation domain.
+pub const VELERO_DOMAIN: &str = "velero.io";
+/// Reveille's annotation domain: the same keys, winning key by key.
+pub const REVEILLE_DOMAIN: &str = "reveille.dev";
+/// What stands before the domain in a post hook's annotation key.
+pub const POST_PREFIX: &str = "post.hook.restore.";
+/// What stands before the domain in an init hook's annotation key.
+pub const INIT_PREFIX: &str = "init.hook.restore.";
+
+/// Label on a pod whose plan the waiter has still to work through; its only value is [`QUEUE_LABEL_VALUE`].
+pub const QUEUE_LABEL: &str = "reveille.dev/hooks";
+/// Value of [`QUEUE_LABEL`].
+pub const QUEUE_LABEL_VALUE: &str = "planned";
+/// Annotation on a pod: the frozen plan (JSON of [`crate::plan::Plan`]).
+pub const PLAN_ANNOTATION: &str = "reveille.dev/plan";
+/// Annotation on a pod: `<pod uid>/<HookRun uid>`, set once its plan has become a HookRun.
+pub const RUN_ANNOTATION: &str = "reveille.dev/run";
+
+/// Annotation on a Restore: who runs its post hooks. Its only value is [`OWNER_REVEILLE`].
+pub const OWNER_ANNOTATION: &str = "reveille.dev/owner";
+/// Value of [`OWNER_ANNOTATION`].
+pub const OWNER_REVEILLE: &str = "reveille";
+/// Annotation on a Restore: `Pending`, `Succeeded` or `Failed`.
+pub const RESULT_ANNOTATION: &str = "reveille.dev/hooks-result";
+/// Annotation on a Restore: `spec.hooks` as its author wrote it, before the exec items were moved off.
+pub const MOVED_HOOKS_ANNOTATION: &str = "reveille.dev/moved-hooks";
+/// Annotation on a Restore: more hooks (YAML or JSON), in Velero's form or in that of Velero's design document.
+pub const HOOKS_ANNOTATION: &str = "reveille.dev/hooks";
+/// Annotation on a Restore: overrides the configured mode ([`crate::admission::Mode`]).
+pub const MODE_ANNOTATION: &str = "reveille.dev/mode";
+/// Label on a namespace: with value `disabled` nothing is changed at admission there.
+pub const INJECTION_LABEL: &str = "reveille.dev/injection";
+
+/// The hook name of an annotation's post hook, as in Velero's logs.
+pub const FROM_ANNOTATION: &str = "<from-annotation>";
+
+/// Field manager of every write.
+pub const FIELD_MANAGER: &str = "reveille";
