@@ -36,6 +36,11 @@ impl GoDuration {
         Self(seconds.saturating_mul(1_000_000_000))
     }
 
+    /// A whole number of milliseconds, saturating likewise.
+    pub const fn from_millis(milliseconds: i64) -> Self {
+        Self(milliseconds.saturating_mul(1_000_000))
+    }
+
     /// True for zero.
     pub const fn is_zero(self) -> bool {
         self.0 == 0

@@ -1,7 +1,13 @@
 #![doc = include_str!("../docs/ARCHITECTURE.md")]
 
 pub mod admission;
+pub mod api;
+pub mod cli;
 pub mod duration;
 pub mod hooks;
+pub mod infra;
 pub mod names;
 pub mod plan;
+pub mod result;
+pub mod waiter;
+pub mod webhook;

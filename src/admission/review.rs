@@ -35,6 +35,9 @@ pub struct Request {
     /// What kind of resource.
     #[serde(default)]
     pub resource: GroupResource,
+    /// For example `status`; empty for the object itself.
+    #[serde(default)]
+    pub sub_resource: String,
     /// `CREATE`, `UPDATE`, …
     #[serde(default)]
     pub operation: String,

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::{matching::IncludeExclude, restore_spec::Rules};
 use crate::names::{
-    MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESTIC_WAIT, RESTORE_WAIT, VELERO_RESTORE_LABEL,
+    MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESTIC_WAIT, RESTORE_WAIT, RESULT_ANNOTATION,
+    VELERO_RESTORE_LABEL,
 };
 
 /// What Reveille knows of a Velero Restore. Read from raw JSON, so that one bad Restore does not hide the others.
@@ -26,8 +27,12 @@ pub struct RestoreInfo {
     pub phase: String,
     /// `status.startTimestamp`.
     pub started: Option<Timestamp>,
+    /// `status.completionTimestamp`.
+    pub completed: Option<Timestamp>,
     /// True when Reveille runs its post hooks.
     pub marked: bool,
+    /// The result annotation as it stands.
+    pub result: Option<String>,
     /// The mode annotation as written.
     pub mode: Option<String>,
     /// Its source namespaces.
@@ -54,6 +59,12 @@ impl RestoreInfo {
                 .filter_map(|item| item.as_str().map(str::to_owned))
                 .collect()
         };
+        let time = |object: &Value, key: &str| {
+            object
+                .get(key)
+                .and_then(Value::as_str)
+                .and_then(|time| time.parse().ok())
+        };
         let mapping = spec.get("namespaceMapping").and_then(Value::as_object);
         Some(Self {
             namespace: text("namespace")?,
@@ -64,11 +75,10 @@ impl RestoreInfo {
                 .and_then(Value::as_str)
                 .unwrap_or_default()
                 .to_owned(),
-            started: status
-                .get("startTimestamp")
-                .and_then(Value::as_str)
-                .and_then(|time| time.parse().ok()),
+            started: time(status, "startTimestamp"),
+            completed: time(status, "completionTimestamp"),
             marked,
+            result: annotation(RESULT_ANNOTATION).map(str::to_owned),
             mode: annotation(MODE_ANNOTATION).map(str::to_owned),
             namespaces: IncludeExclude {
                 include: strings("includedNamespaces"),
@@ -187,6 +197,27 @@ pub fn restored<'a>(
     among(&running, pod, namespace, creator)
 }
 
+/// Whether a pod's restore label is stale beyond doubt, though the Restores known may be a moment old: the Restores `named` by
+/// it are over, and nothing speaks for a newer one of the same name.
+///
+/// Two things would: a Restore's uid in the pod that is none of theirs, and a creator from the namespace of one of them, which
+/// may be Velero's server at work on the next Restore.
+pub fn surely_stale(pod: &Value, creator: Option<&str>, named: &[&RestoreInfo]) -> bool {
+    let beside = creator.and_then(server_namespace);
+    let uids = wait_uids(pod);
+    !named.is_empty()
+        && creator.is_some()
+        && named
+            .iter()
+            .all(|restore| restore.finished() && Some(restore.namespace.as_str()) != beside)
+        && uids.iter().all(|uid| named.iter().any(|restore| restore.uid == **uid))
+}
+
+/// The namespace of a service account.
+fn server_namespace(user: &str) -> Option<&str> {
+    user.strip_prefix("system:serviceaccount:")?.split(':').next()
+}
+
 /// Several unfinished Restores have a name of this label form.
 fn among<'a>(running: &[&'a RestoreInfo], pod: &Value, namespace: &str, creator: Option<&str>) -> Restored<'a> {
     let uids = wait_uids(pod);
@@ -199,9 +230,7 @@ fn among<'a>(running: &[&'a RestoreInfo], pod: &Value, namespace: &str, creator:
         .filter(|restore| restore.targets(namespace))
         .collect();
     // Velero's server runs beside its Restores.
-    let server_namespace = creator
-        .and_then(|user| user.strip_prefix("system:serviceaccount:"))
-        .and_then(|rest| rest.split(':').next());
+    let server_namespace = creator.and_then(server_namespace);
     let beside: Vec<&RestoreInfo> = candidates
         .iter()
         .copied()
@@ -220,7 +249,7 @@ fn among<'a>(running: &[&'a RestoreInfo], pod: &Value, namespace: &str, creator:
 }
 
 /// The Restore uids in the arguments of the pod's wait containers: the only place where an arriving pod carries one.
-fn wait_uids(pod: &Value) -> Vec<&str> {
+pub fn wait_uids(pod: &Value) -> Vec<&str> {
     let containers = pod
         .get("spec")
         .and_then(|spec| spec.get("initContainers"))
@@ -346,6 +375,23 @@ mod tests {
             restore("velero-b", "r", "u2", "New", json!({})),
         ];
         assert_eq!(ask(&p, None, &other_target, Ok(())), Ok("u2".to_owned()));
+    }
+
+    #[test]
+    fn a_label_is_surely_stale_only_if_no_newer_restore_can_be_meant() {
+        let done = restore("velero", "r", "u1", "Completed", json!({}));
+        let running = restore("other", "r", "u2", "InProgress", json!({}));
+        let controller = Some("system:serviceaccount:kube-system:replicaset-controller");
+        let velero = Some("system:serviceaccount:velero:velero");
+        let plain = pod(Some("r"), None);
+        assert!(surely_stale(&plain, controller, &[&done]));
+        assert!(surely_stale(&plain, Some("admin"), &[&done]));
+        assert!(surely_stale(&pod(Some("r"), Some("u1")), controller, &[&done]));
+        assert!(!surely_stale(&plain, velero, &[&done]));
+        assert!(!surely_stale(&plain, None, &[&done]));
+        assert!(!surely_stale(&pod(Some("r"), Some("u9")), controller, &[&done]));
+        assert!(!surely_stale(&plain, controller, &[&done, &running]));
+        assert!(!surely_stale(&plain, controller, &[]));
     }
 
     #[test]

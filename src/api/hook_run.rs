@@ -1,0 +1,247 @@
+//! `HookRun`: what is to happen in one restored pod, and what became of it. It outlives the pod.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::plan::Plan;
+
+/// The frozen plan of one pod of one restore. Only the waiter creates `HookRun`s.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "reveille.dev",
+    version = "v1alpha1",
+    kind = "HookRun",
+    plural = "hookruns",
+    shortname = "hr",
+    namespaced,
+    status = "HookRunStatus",
+    derive = "PartialEq",
+    validation = Rule::new("self.spec == oldSelf.spec").message("the spec is what was frozen at admission: it can't be changed"),
+    printcolumn = r#"{"name":"Pod","type":"string","jsonPath":".spec.pod.name"}"#,
+    printcolumn = r#"{"name":"Restore","type":"string","jsonPath":".spec.plan.restore.name"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.message","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct HookRunSpec {
+    /// The pod that the plan was found on.
+    pub pod: PodIdentity,
+    /// What is to happen in it.
+    pub plan: Plan,
+}
+
+/// One pod, never to be confused with a later one of the same name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodIdentity {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// When it was created: the clock of wait timeouts starts here.
+    #[schemars(with = "String")]
+    pub created_at: Timestamp,
+}
+
+impl PodIdentity {
+    /// The name of the pod's `HookRun`: the same each time, so that creating it twice is harmless.
+    pub fn run_name(&self) -> String {
+        // 253 characters are allowed; a pod's name may have as many.
+        let cut: String = self.name.chars().take(200).collect();
+        let digest = Sha256::digest(self.uid.as_bytes());
+        let hex: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{hex}", cut.trim_end_matches(['.', '-']))
+    }
+}
+
+/// How a whole run stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum RunPhase {
+    /// Nothing has been started.
+    #[default]
+    Pending,
+    /// At least one hook has been started.
+    Running,
+    /// All hooks succeeded.
+    Succeeded,
+    /// A hook with `onError: Continue` did not succeed; none with `Fail` did not.
+    PartiallyFailed,
+    /// A hook with `onError: Fail` did not succeed.
+    Failed,
+    /// It came with a backup or belongs to no restore: it never runs.
+    Stale,
+}
+
+impl RunPhase {
+    /// Nothing will change any more.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Pending | Self::Running)
+    }
+}
+
+/// How one hook stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum HookState {
+    /// It waits for its turn or its container.
+    #[default]
+    Waiting,
+    /// An attempt has been recorded; its command may be running.
+    Started,
+    /// It ended with exit code 0, and somebody read that.
+    Succeeded,
+    /// It ended otherwise, or could not be started.
+    Failed,
+    /// It was not started: another hook failed, the pod went away, or somebody cancelled it.
+    Cancelled,
+    /// It was not started: its container was not up in time.
+    WaitTimedOut,
+    /// It did not end in time; the command may still be running.
+    ExecTimedOut,
+    /// It was not started: it can't be run as it is written.
+    Skipped,
+    /// It was started, and nobody knows how it ended.
+    Unknown,
+}
+
+impl HookState {
+    /// Nothing will change any more.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Waiting | Self::Started)
+    }
+}
+
+/// What became of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HookRunStatus {
+    /// How it stands.
+    #[serde(default)]
+    pub phase: RunPhase,
+    /// The same in words, with what it waits for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// The post hooks, in the order of the plan.
+    #[serde(default)]
+    pub post: Vec<PostStatus>,
+    /// The init containers, in the order of the plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub init: Vec<InitStatus>,
+    /// When the first hook was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<MicroTime>,
+    /// When the last hook ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<MicroTime>,
+}
+
+/// What became of one post hook.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PostStatus {
+    /// The hook's name.
+    pub name: String,
+    /// The container it runs in.
+    #[serde(default)]
+    pub container: String,
+    /// How it stands.
+    #[serde(default)]
+    pub state: HookState,
+    /// A word for machines when it did not succeed, for example `NonZeroExitCode`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The same in a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Each time it was started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
+}
+
+/// One execution of a command.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// From 1.
+    pub number: u32,
+    /// The process that started it.
+    pub claimed_by: String,
+    /// Written before the command starts.
+    pub started_at: MicroTime,
+    /// When its end was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<MicroTime>,
+    /// The exit code that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The end of its standard output, escaped.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stdout: String,
+    /// The end of its standard error, escaped.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stderr: String,
+}
+
+/// How an init container stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum InitState {
+    /// It has not run yet.
+    #[default]
+    Waiting,
+    /// It runs.
+    Running,
+    /// It ended with exit code 0.
+    Succeeded,
+    /// It ended otherwise; the kubelet may start it again.
+    Failed,
+    /// It is not in the pod: it can't be used as it is written.
+    Skipped,
+    /// The pod went away before it had ended.
+    Unknown,
+}
+
+/// What became of one init container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InitStatus {
+    /// The hook's name.
+    pub name: String,
+    /// The container's name.
+    pub container: String,
+    /// How it stands.
+    #[serde(default)]
+    pub state: InitState,
+    /// Why, in a sentence, when there is something to say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Its last exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// When it last started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<MicroTime>,
+    /// When it last ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<MicroTime>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runs_name_is_short_and_depends_on_the_uid() {
+        let identity = |name: &str, uid: &str| PodIdentity {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        assert_eq!(identity("db-0", "u").run_name(), identity("db-0", "u").run_name());
+        assert_ne!(identity("db-0", "u").run_name(), identity("db-0", "v").run_name());
+        assert!(identity(&"x.".repeat(126), "u").run_name().len() <= 253);
+    }
+}

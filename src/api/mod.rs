@@ -1,0 +1,5 @@
+//! Reveille's own Kubernetes resources.
+
+pub mod hook_run;
+
+pub use hook_run::{HookRun, HookRunSpec, HookRunStatus};

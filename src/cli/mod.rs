@@ -1,0 +1,50 @@
+//! The command line.
+
+pub mod crd;
+pub mod preview;
+mod preview_text;
+pub mod status;
+mod status_table;
+
+use std::{io::Write, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{infra::telemetry, waiter, webhook};
+
+/// Restore hooks for Kubernetes.
+#[derive(Parser, Debug)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Serve the admission webhook.
+    Webhook(Box<webhook::WebhookArgs>),
+    Waiter(Box<waiter::WaiterArgs>),
+    Status(status::StatusArgs),
+    Preview(preview::PreviewArgs),
+    /// Prints the custom resource definitions as YAML.
+    Crd,
+}
+
+/// Runs the command that was asked for.
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Webhook(args) => {
+            telemetry::init()?;
+            webhook::run(*args).await?;
+        }
+        Command::Waiter(args) => {
+            telemetry::init()?;
+            waiter::run(*args).await?;
+        }
+        Command::Status(args) => return status::run(args).await,
+        Command::Preview(args) => return preview::run(args).await,
+        Command::Crd => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

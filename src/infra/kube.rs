@@ -1,0 +1,52 @@
+//! Clients for the API server.
+
+use kube::{Client, Config};
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeError {
+    /// Neither a kubeconfig nor a service account was found, or it can't be read.
+    #[error("no way to the Kubernetes API: {0}")]
+    Config(#[source] kube::config::InferConfigError),
+    /// The configuration was read but no client can be built from it.
+    #[error("the Kubernetes client can't be built: {0}")]
+    Client(#[source] kube::Error),
+}
+
+/// One client for each need.
+#[derive(Clone)]
+pub struct Clients {
+    /// For everything but exec. Retries calls that the API server turned away (429, 503, 504).
+    pub api: Client,
+    /// For exec. Never retries: after a 504 the command may already run, and a second try would run it twice.
+    pub exec: Client,
+}
+
+/// Builds the clients from KUBECONFIG, `~/.kube/config` or the pod's service account, in this order.
+///
+/// Needs [`install_crypto_provider`] to have been called. No connection is made yet.
+pub async fn clients() -> Result<Clients, KubeError> {
+    let config = Config::infer().await.map_err(KubeError::Config)?;
+    let mut exec = config.clone();
+    exec.default_retry = false;
+    Ok(Clients {
+        api: Client::try_from(config).map_err(KubeError::Client)?,
+        exec: Client::try_from(exec).map_err(KubeError::Client)?,
+    })
+}
+
+/// Makes ring the process's TLS provider. To be called first in `main` and in tests; again does nothing.
+pub fn install_crypto_provider() {
+    // The error is "there is one already", which is the wanted state.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Whether the API server said that the object, or its whole kind, does not exist.
+pub fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether the object existed already, or changed since it was read.
+pub fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}

@@ -1,0 +1,10 @@
+//! What both servers stand on: logs, health, metrics, shutdown, clients, clock, certificates.
+
+pub mod ca_store;
+pub mod clock;
+pub mod health;
+pub mod kube;
+pub mod metrics;
+pub mod pki;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,54 @@
+//! The waiter's metrics from its states.
+
+use std::future::Future;
+
+use crate::{
+    api::hook_run::{HookState, RunPhase},
+    infra::{
+        clock::Stopwatch,
+        metrics::{self, HookLabels, HookPhase, HookResult, Metrics, RunLabels},
+    },
+};
+
+/// Counts a command as in flight while it runs, and measures it.
+pub(super) async fn timed<T>(metrics: &Metrics, command: impl Future<Output = T>) -> T {
+    metrics.hooks_in_flight.inc();
+    let watch = Stopwatch::start();
+    let report = command.await;
+    metrics.hook_duration.observe(watch.elapsed().as_secs_f64());
+    metrics.hooks_in_flight.dec();
+    report
+}
+
+/// Counts a post hook that has ended.
+pub(super) fn hook_ended(metrics: &Metrics, state: HookState) {
+    let result = match state {
+        HookState::Waiting | HookState::Started => return,
+        HookState::Succeeded => HookResult::Succeeded,
+        HookState::Failed => HookResult::Failed,
+        HookState::Cancelled => HookResult::Cancelled,
+        HookState::WaitTimedOut => HookResult::WaitTimedOut,
+        HookState::ExecTimedOut => HookResult::ExecTimedOut,
+        HookState::Skipped => HookResult::Skipped,
+        HookState::Unknown => HookResult::Unknown,
+    };
+    metrics
+        .hooks
+        .get_or_create(&HookLabels {
+            phase: HookPhase::Post,
+            result,
+        })
+        .inc();
+}
+
+/// Counts a run that has ended.
+pub(super) fn run_ended(metrics: &Metrics, phase: RunPhase) {
+    let phase = match phase {
+        RunPhase::Pending | RunPhase::Running => return,
+        RunPhase::Succeeded => metrics::RunPhase::Succeeded,
+        RunPhase::PartiallyFailed => metrics::RunPhase::PartiallyFailed,
+        RunPhase::Failed => metrics::RunPhase::Failed,
+        RunPhase::Stale => metrics::RunPhase::Stale,
+    };
+    metrics.hook_runs.get_or_create(&RunLabels { phase }).inc();
+}

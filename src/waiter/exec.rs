@@ -1,0 +1,184 @@
+//! Running a command in a container over the API server's exec, and learning its exit code.
+
+use std::{future::Future, time::Duration};
+
+use futures::future::join3;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
+use kube::{Api, Client, api::AttachParams, client::UpgradeConnectionError};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{output::Tail, step::Outcome};
+use crate::duration::GoDuration;
+
+/// Where and what to run.
+#[derive(Clone, Debug)]
+pub struct Command<'a> {
+    /// The pod's namespace.
+    pub namespace: &'a str,
+    /// The pod's name; whoever calls has just compared its uid.
+    pub pod: &'a str,
+    /// The container.
+    pub container: &'a str,
+    /// The argument vector.
+    pub argv: &'a [String],
+    /// How long it may take.
+    pub timeout: GoDuration,
+}
+
+/// How a command ended, and the end of its output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How.
+    pub outcome: Outcome,
+    /// The end of its standard output, escaped.
+    pub stdout: String,
+    /// The end of its standard error, escaped.
+    pub stderr: String,
+}
+
+impl Report {
+    fn silent(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            stdout: String::new(),
+            stderr: String::new(),
+        }
+    }
+}
+
+/// Runs commands in containers. A trait, so that tests without a cluster can stand in for the kubelet.
+pub trait Exec: Send + Sync + 'static {
+    /// Runs one command to its end, or to the end of its time. Never tries twice.
+    fn run(&self, command: Command<'_>) -> impl Future<Output = Report> + Send;
+}
+
+/// Exec through the API server.
+#[derive(Clone)]
+pub struct ApiExec {
+    client: Client,
+}
+
+impl ApiExec {
+    /// `client` must not retry by itself: a retry after the command has started would run it twice.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    async fn attach(&self, command: &Command<'_>, stdout: &mut Tail, stderr: &mut Tail) -> Outcome {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), command.namespace);
+        let parameters = AttachParams::default()
+            .container(command.container)
+            .stdin(false)
+            .stdout(true)
+            .stderr(true);
+        let mut process = match pods.exec(command.pod, command.argv, &parameters).await {
+            Ok(process) => process,
+            Err(error) => return not_attached(&error),
+        };
+        // The status must be taken and both streams be read while the command runs, or it blocks on full pipes.
+        let status = process.take_status();
+        let (out, err) = (process.stdout(), process.stderr());
+        let wait = async {
+            match status {
+                Some(status) => status.await,
+                None => None,
+            }
+        };
+        let ((), (), status) = join3(read(out, stdout), read(err, stderr), wait).await;
+        let ended = process.join().await;
+        match (status, ended) {
+            (Some(status), _) => from_status(&status),
+            (None, Err(error)) => Outcome::Lost(error.to_string()),
+            (None, Ok(())) => Outcome::Lost("the stream was closed without an exit status".to_owned()),
+        }
+    }
+}
+
+impl Exec for ApiExec {
+    async fn run(&self, command: Command<'_>) -> Report {
+        let (mut stdout, mut stderr) = (Tail::default(), Tail::default());
+        let limit = command.timeout.to_std().unwrap_or(Duration::ZERO);
+        let attached = self.attach(&command, &mut stdout, &mut stderr);
+        let outcome = match tokio::time::timeout(limit, attached).await {
+            Ok(outcome) => outcome,
+            // Dropping the future closes the stream; exec has no signal, so the command itself goes on.
+            Err(_) => Outcome::TimedOut(command.timeout),
+        };
+        if let Outcome::Refused(_) = outcome {
+            return Report::silent(outcome);
+        }
+        Report {
+            outcome,
+            stdout: stdout.text(),
+            stderr: stderr.text(),
+        }
+    }
+}
+
+async fn read(stream: Option<impl AsyncRead + Unpin>, tail: &mut Tail) {
+    let Some(mut stream) = stream else { return };
+    let mut buffer = [0_u8; 8192];
+    // An error here is the connection's: the missing status tells it.
+    while let Ok(count) = stream.read(&mut buffer).await {
+        let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
+            return;
+        };
+        tail.push(chunk);
+    }
+}
+
+/// What a failed attempt to attach says about the command.
+fn not_attached(error: &kube::Error) -> Outcome {
+    match error {
+        // A gateway's timeout may come after the command has started; other refusals come before.
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code))
+            if !matches!(code.as_u16(), 502..=504) =>
+        {
+            Outcome::Refused(format!("the API server answered {code}"))
+        }
+        kube::Error::Api(status) if status.code < 500 => Outcome::Refused(status.message.clone()),
+        other => Outcome::Lost(other.to_string()),
+    }
+}
+
+/// Reads the exit code out of the status frame that ends an exec stream.
+fn from_status(status: &Status) -> Outcome {
+    if status.status.as_deref() == Some("Success") {
+        return Outcome::Exited(0);
+    }
+    let causes = status.details.as_ref().and_then(|details| details.causes.as_ref());
+    let code = causes
+        .into_iter()
+        .flatten()
+        .find(|cause| cause.reason.as_deref() == Some("ExitCode"));
+    match code.and_then(|cause| cause.message.as_deref()?.parse().ok()) {
+        Some(code) => Outcome::Exited(code),
+        // The runtime could not start the command: no such file, no such directory, container not running.
+        None => Outcome::Refused(super::output::escape(
+            status.message.as_deref().unwrap_or("no reason was given"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn exit_codes_are_read_from_the_status_frame() {
+        let check =
+            |status, expected: &Outcome| assert_eq!(&from_status(&serde_json::from_value(status).unwrap()), expected);
+        check(json!({"metadata": {}, "status": "Success"}), &Outcome::Exited(0));
+        let causes = json!({"causes": [{"reason": "ExitCode", "message": "3"}]});
+        check(
+            json!({"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "details": causes}),
+            &Outcome::Exited(3),
+        );
+        let message = "exec failed: no such file";
+        check(
+            json!({"metadata": {}, "status": "Failure", "message": message}),
+            &Outcome::Refused(message.to_owned()),
+        );
+    }
+}

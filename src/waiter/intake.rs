@@ -1,0 +1,201 @@
+//! From a planned pod to its `HookRun`: what is missing on the way. Pure; each step can be repeated after a crash.
+
+use std::collections::BTreeMap;
+
+use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::pod_view::PodView;
+use crate::{
+    api::hook_run::{HookRun, HookRunSpec},
+    hooks::restored::label_value,
+    names::{EXCLUDE_FROM_BACKUP_LABEL, VELERO_RESTORE_LABEL},
+    plan::{Plan, PlanError},
+};
+
+/// A plan further than this from its pod's creation was not made for this pod: it came with a backup.
+pub const PLAN_AGE_LIMIT: SignedDuration = SignedDuration::from_mins(2);
+
+/// What to do about a planned pod next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Intake {
+    /// Create this `HookRun`.
+    Create(Box<HookRun>),
+    /// Write the first status of the `HookRun`: it is ours.
+    Adopt {
+        /// An earlier `HookRun` of this pod has been deleted: what it started nobody knows.
+        lost: bool,
+    },
+    /// Put the moved annotations back on the pod and set the run mark.
+    Mark(BTreeMap<String, String>),
+    /// All is there: the state machine goes on.
+    Ready,
+    /// A newer Reveille must do it: say so and leave everything as it is.
+    LeaveToNewer(String),
+    /// The plan is not for this pod or can't be read: say so and take it off.
+    Discard(String),
+}
+
+/// Decides about a pod with a plan. `run`: the `HookRun` of its name, if there is one.
+pub fn intake(pod: &PodView, plan_text: &str, run: Option<&HookRun>) -> Intake {
+    let plan = match Plan::parse(plan_text) {
+        Ok(plan) => plan,
+        Err(error @ PlanError::Newer(_)) => return Intake::LeaveToNewer(error.to_string()),
+        Err(error @ PlanError::Unreadable(_)) => return Intake::Discard(error.to_string()),
+    };
+    let marked_before = pod
+        .run_mark
+        .as_deref()
+        .and_then(|mark| mark.split_once('/'))
+        .is_some_and(|(uid, _)| uid == pod.identity.uid);
+    let Some(run) = run else {
+        if pod.identity.created_at.duration_since(plan.planned_at).abs() > PLAN_AGE_LIMIT {
+            let text = format!(
+                "the plan was made at {}, not at this pod's creation: it came with a backup",
+                plan.planned_at
+            );
+            return Intake::Discard(text);
+        }
+        if !plan.resolved {
+            let why = plan.problems.first().map(ToString::to_string).unwrap_or_default();
+            return Intake::Discard(format!(
+                "at admission it could not be told which restore this is; its hooks are left to Velero ({why})"
+            ));
+        }
+        return Intake::Create(Box::new(new_run(pod, plan)));
+    };
+    if run.status.is_none() {
+        return Intake::Adopt { lost: marked_before };
+    }
+    let mark = run_mark(&pod.identity.uid, run);
+    if pod.run_mark.as_deref() != Some(&mark) {
+        return Intake::Mark(plan.moved);
+    }
+    Intake::Ready
+}
+
+/// The run mark of a pod: it is planned already, and by which `HookRun`.
+pub fn run_mark(pod_uid: &str, run: &HookRun) -> String {
+    format!("{pod_uid}/{}", run.metadata.uid.as_deref().unwrap_or_default())
+}
+
+fn new_run(pod: &PodView, plan: Plan) -> HookRun {
+    let mut labels = BTreeMap::from([(EXCLUDE_FROM_BACKUP_LABEL.to_owned(), "true".to_owned())]);
+    if let Some(restore) = &plan.restore {
+        labels.insert(VELERO_RESTORE_LABEL.to_owned(), label_value(&restore.name).into_owned());
+    }
+    HookRun {
+        metadata: ObjectMeta {
+            name: Some(pod.identity.run_name()),
+            namespace: Some(pod.namespace.clone()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        spec: HookRunSpec {
+            pod: pod.identity.clone(),
+            plan,
+        },
+        status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::hook_run::{HookRunStatus, PodIdentity},
+        hooks::Problem,
+        plan::RestoreRef,
+    };
+    use jiff::Timestamp;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn plan(second: i64) -> Plan {
+        Plan {
+            version: 1,
+            restore: Some(RestoreRef {
+                namespace: "velero".to_owned(),
+                name: "r".to_owned(),
+                uid: "ru".to_owned(),
+            }),
+            planned_at: at(second),
+            resolved: true,
+            post: vec![],
+            init: vec![],
+            moved: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+            problems: vec![Problem::warning("s", "m")],
+            digest: String::new(),
+        }
+    }
+
+    fn pod() -> PodView {
+        PodView {
+            namespace: "app".to_owned(),
+            identity: PodIdentity {
+                name: "db-0".to_owned(),
+                uid: "pu".to_owned(),
+                created_at: at(1000),
+            },
+            plan: None,
+            run_mark: None,
+            queued: true,
+            phase: String::new(),
+            terminating: false,
+            containers: BTreeMap::new(),
+        }
+    }
+
+    fn ask(pod: &PodView, plan: &Plan, run: Option<&HookRun>) -> Intake {
+        intake(pod, &plan.to_text().unwrap(), run)
+    }
+
+    #[test]
+    fn creates_adopts_marks_and_is_ready() {
+        let mut pod = pod();
+        let Intake::Create(run) = ask(&pod, &plan(999), None) else {
+            panic!("a HookRun")
+        };
+        let mut run = *run;
+        assert_eq!(run.metadata.labels.as_ref().unwrap()[EXCLUDE_FROM_BACKUP_LABEL], "true");
+        run.metadata.uid = Some("hu".to_owned());
+        assert_eq!(ask(&pod, &plan(999), Some(&run)), Intake::Adopt { lost: false });
+        let marked = PodView {
+            run_mark: Some("pu/deleted".to_owned()),
+            ..pod.clone()
+        };
+        assert_eq!(ask(&marked, &plan(999), Some(&run)), Intake::Adopt { lost: true });
+        run.status = Some(HookRunStatus::default());
+        assert_eq!(ask(&pod, &plan(999), Some(&run)), Intake::Mark(plan(999).moved));
+        // A mark of another pod came with a backup.
+        pod.run_mark = Some("other/hu".to_owned());
+        assert!(matches!(ask(&pod, &plan(999), Some(&run)), Intake::Mark(_)));
+        pod.run_mark = Some("pu/hu".to_owned());
+        assert_eq!(ask(&pod, &plan(999), Some(&run)), Intake::Ready);
+    }
+
+    #[test]
+    fn plans_that_are_not_for_this_pod_are_discarded_in_words() {
+        assert!(matches!(ask(&pod(), &plan(1000 - 121), None), Intake::Discard(why) if why.contains("backup")));
+        assert!(matches!(ask(&pod(), &plan(1000 + 121), None), Intake::Discard(_)));
+        assert!(matches!(intake(&pod(), "rubbish", None), Intake::Discard(_)));
+        assert!(matches!(
+            ask(
+                &pod(),
+                &Plan {
+                    resolved: false,
+                    ..plan(1000)
+                },
+                None
+            ),
+            Intake::Discard(_)
+        ));
+    }
+
+    #[test]
+    fn a_newer_plan_waits() {
+        assert!(matches!(intake(&pod(), r#"{"version":7}"#, None), Intake::LeaveToNewer(why) if why.contains('7')));
+    }
+}

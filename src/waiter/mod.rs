@@ -1,0 +1,173 @@
+//! The waiter: takes planned pods in, waits for their containers, runs their commands, and records what became of each.
+
+mod counts;
+pub mod events;
+pub mod exec;
+pub mod intake;
+pub mod output;
+pub mod pod_view;
+pub mod queue;
+pub mod restores;
+pub mod run_task;
+pub mod step;
+pub mod watch;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::task::TaskTracker;
+
+use crate::infra::{ca_store, clock, health, kube::clients, metrics::Metrics, shutdown::Shutdown};
+use queue::Queue;
+use run_task::Context;
+
+/// Runs the post hooks of restored pods and records their results.
+#[derive(Args, Debug)]
+pub struct WaiterArgs {
+    /// Address for /livez, /readyz and /metrics (plain HTTP).
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    health_listen: SocketAddr,
+    /// Reveille's own namespace.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "reveille")]
+    namespace: String,
+    /// The webhook's Service, for the names in its certificate.
+    #[arg(long, default_value = "reveille")]
+    service: String,
+    /// The Secret with the certificate authority; made here if it is not there.
+    #[arg(long, default_value = "reveille-ca")]
+    ca_secret: String,
+    /// The MutatingWebhookConfiguration that gets the certificate authority. Without it none is published.
+    #[arg(long)]
+    webhook_configuration: Option<String>,
+    /// Who runs the hooks of a Restore that does not say: takeover, alongside or off.
+    #[arg(long, default_value = "takeover")]
+    mode: crate::admission::Mode,
+    /// Label key by which another restore tool marks the pods it restores (may be given several times).
+    #[arg(long = "marker-label")]
+    marker_labels: Vec<String>,
+    /// How many commands may run at once.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    max_concurrent_hooks: u16,
+    /// How long running commands may take to end after SIGTERM, in seconds; after that their end is not known.
+    #[arg(long, default_value_t = 600)]
+    drain_seconds: u64,
+    /// This process' pod, for Events and claims.
+    #[arg(long, env = "POD_NAME", hide = true)]
+    pod_name: Option<String>,
+}
+
+/// Runs the waiter until SIGTERM.
+pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
+    let WaiterArgs {
+        health_listen,
+        namespace,
+        service,
+        ca_secret,
+        webhook_configuration,
+        mode,
+        marker_labels,
+        ..
+    } = &args;
+    tracing::info!(%mode, ?marker_labels, service, "the waiter starts");
+    let clients = clients().await?;
+    let shutdown = Shutdown::on_signals()?;
+    let metrics = Arc::new(Metrics::waiter());
+    let readiness = health::Readiness::default();
+    let synced_gate = readiness.gate("watches");
+    let listener = TcpListener::bind(health_listen)
+        .await
+        .with_context(|| format!("can't listen on {health_listen}"))?;
+    shutdown.spawn_background(
+        "health",
+        health::serve(
+            listener,
+            health::router(readiness, Arc::clone(&metrics)),
+            shutdown.ended(),
+        ),
+    );
+    if let Some(configuration) = webhook_configuration {
+        let publisher = ca_store::run_ca_publisher(
+            clients.api.clone(),
+            namespace.clone(),
+            ca_secret.clone(),
+            configuration.clone(),
+            Arc::clone(&metrics),
+            shutdown.ended(),
+        );
+        shutdown.spawn_background("ca-publisher", publisher);
+    }
+
+    let (synced, is_synced) = tokio::sync::watch::channel(false);
+    let queue = Arc::new(Queue::default());
+    let context = Arc::new(Context {
+        client: clients.api.clone(),
+        exec: exec::ApiExec::new(clients.exec),
+        queue: Arc::clone(&queue),
+        events: events::Events::new(clients.api.clone(), args.pod_name.clone()),
+        metrics,
+        process: process_name(args.pod_name.as_deref()),
+        stop: shutdown.stopping(),
+        slots: Semaphore::new(args.max_concurrent_hooks.into()),
+        synced: is_synced,
+    });
+    let tasks = TaskTracker::new();
+    let start = {
+        let (context, tasks) = (Arc::clone(&context), tasks.clone());
+        move |(key, bell): watch::NewTask| {
+            tasks.spawn(run_task::drive(Arc::clone(&context), key, bell));
+        }
+    };
+    // Tasks begin once both lists are complete: before that a missing pod or run means nothing.
+    let (pods_listed, runs_listed) = (
+        tokio::sync::watch::channel(false).0,
+        tokio::sync::watch::channel(false).0,
+    );
+    let both = {
+        let (mut pods, mut runs) = (pods_listed.subscribe(), runs_listed.subscribe());
+        async move {
+            let _ = pods.wait_for(|listed| *listed).await;
+            let _ = runs.wait_for(|listed| *listed).await;
+            synced.send_replace(true);
+            synced_gate.set(true);
+            std::future::pending::<()>().await;
+        }
+    };
+    let (queue_for_watches, client, ended) = (Arc::clone(&queue), clients.api.clone(), shutdown.ended());
+    shutdown.spawn_background("watches", async move {
+        tokio::select! {
+            () = watch::pods(client.clone(), &queue_for_watches, || { pods_listed.send_replace(true); }, start.clone()) => {}
+            () = watch::runs(client, &queue_for_watches, || { runs_listed.send_replace(true); }, start.clone()) => {}
+            () = both => {}
+            () = ended.cancelled() => {}
+        }
+        Ok::<_, Infallible>(())
+    });
+    shutdown.spawn_background("restores", restores::run(clients.api, queue, shutdown.ended()));
+
+    let (stopping, drain) = (shutdown.stopping(), Duration::from_secs(args.drain_seconds));
+    shutdown.spawn_foreground("runs", async move {
+        stopping.cancelled().await;
+        tasks.close();
+        if tokio::time::timeout(drain, tasks.wait()).await.is_err() {
+            tracing::warn!(
+                running = tasks.len(),
+                "commands that still run are left; their end will not be known"
+            );
+        }
+        Ok::<_, Infallible>(())
+    });
+    Ok(shutdown.finish(Duration::from_secs(5)).await?)
+}
+
+/// A name for this process in claims: a restarted container has the same pod name, and must not take its predecessor's
+/// attempts for its own.
+fn process_name(pod_name: Option<&str>) -> String {
+    format!(
+        "{}/{}-{}",
+        pod_name.unwrap_or("local"),
+        clock::now().as_microsecond(),
+        std::process::id()
+    )
+}

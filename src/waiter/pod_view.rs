@@ -1,0 +1,118 @@
+//! What the waiter needs to know of a pod; everything else is dropped when it arrives, to keep the memory of a large
+//! restore small.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+
+use crate::{
+    api::hook_run::PodIdentity,
+    names::{PLAN_ANNOTATION, QUEUE_LABEL, RUN_ANNOTATION},
+};
+
+/// A planned pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodView {
+    /// Where it is.
+    pub namespace: String,
+    /// Which it is.
+    pub identity: PodIdentity,
+    /// The plan's text, if it carries one.
+    pub plan: Option<String>,
+    /// The run mark, if it carries one.
+    pub run_mark: Option<String>,
+    /// Whether it carries the queue label.
+    pub queued: bool,
+    /// `status.phase`.
+    pub phase: String,
+    /// Deletion has begun.
+    pub terminating: bool,
+    /// State of ordinary and init containers by name.
+    pub containers: BTreeMap<String, ContainerView>,
+}
+
+/// How a container stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ContainerView {
+    /// It runs now.
+    pub running: bool,
+    /// It is ready now.
+    pub ready: bool,
+    /// When it last started.
+    pub started_at: Option<Timestamp>,
+    /// Its last end: exit code, time and reason.
+    pub ended: Option<Ended>,
+    /// Why it does not run, as the kubelet says (`ImagePullBackOff`, `CrashLoopBackOff`, …).
+    pub waiting: Option<String>,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// When.
+    pub at: Option<Timestamp>,
+    /// When that run of it had started.
+    pub started_at: Option<Timestamp>,
+}
+
+impl PodView {
+    /// Reads a pod; `None` if it lacks what every pod in a cluster has.
+    pub fn read(pod: &Pod) -> Option<Self> {
+        let metadata = &pod.metadata;
+        let annotation = |key: &str| metadata.annotations.as_ref()?.get(key).cloned();
+        let status = pod.status.as_ref();
+        let lists = status.map(|status| [&status.init_container_statuses, &status.container_statuses]);
+        let statuses = lists.into_iter().flatten().flatten().flatten();
+        Some(Self {
+            namespace: metadata.namespace.clone()?,
+            identity: PodIdentity {
+                name: metadata.name.clone()?,
+                uid: metadata.uid.clone()?,
+                created_at: metadata.creation_timestamp.as_ref()?.0,
+            },
+            plan: annotation(PLAN_ANNOTATION),
+            run_mark: annotation(RUN_ANNOTATION),
+            queued: metadata
+                .labels
+                .as_ref()
+                .is_some_and(|labels| labels.contains_key(QUEUE_LABEL)),
+            phase: status.and_then(|status| status.phase.clone()).unwrap_or_default(),
+            terminating: metadata.deletion_timestamp.is_some(),
+            containers: statuses
+                .map(|status| (status.name.clone(), ContainerView::read(status)))
+                .collect(),
+        })
+    }
+
+    /// Whether the pod has run to its end.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+    }
+}
+
+impl ContainerView {
+    fn read(status: &ContainerStatus) -> Self {
+        let state = status.state.as_ref();
+        let running = state.and_then(|state| state.running.as_ref());
+        let waiting = state.and_then(|state| state.waiting.as_ref());
+        let ended = state
+            .and_then(|state| state.terminated.as_ref())
+            .or_else(|| status.last_state.as_ref().and_then(|state| state.terminated.as_ref()));
+        Self {
+            running: running.is_some(),
+            ready: status.ready,
+            started_at: running
+                .and_then(|running| running.started_at.as_ref())
+                .map(|time| time.0),
+            ended: ended.map(|ended| Ended {
+                exit_code: ended.exit_code,
+                at: ended.finished_at.as_ref().map(|time| time.0),
+                started_at: ended.started_at.as_ref().map(|time| time.0),
+            }),
+            waiting: waiting.and_then(|waiting| waiting.reason.clone()),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What the waiter knows of the cluster, and whom to wake when it changes. Rebuilt from the watches at any time: nothing is
+//! only in memory.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use super::{pod_view::PodView, step::cancelling_failure};
+use crate::api::HookRun;
+
+/// A run by namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunKey {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The `HookRun`'s name, which follows from the pod's name and uid.
+    pub name: String,
+}
+
+impl RunKey {
+    /// The run of a pod.
+    pub fn of_pod(pod: &PodView) -> Self {
+        Self {
+            namespace: pod.namespace.clone(),
+            name: pod.identity.run_name(),
+        }
+    }
+
+    /// The key of a run; `None` if it never came from an API server.
+    pub fn of_run(run: &HookRun) -> Option<Self> {
+        Some(Self {
+            namespace: run.metadata.namespace.clone()?,
+            name: run.metadata.name.clone()?,
+        })
+    }
+}
+
+/// The queue, shared by the watches and the runs' tasks.
+#[derive(Debug, Default)]
+pub struct Queue {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pods: HashMap<RunKey, Arc<PodView>>,
+    runs: HashMap<RunKey, Arc<HookRun>>,
+    /// One task for each of these; it sleeps on its bell.
+    bells: HashMap<RunKey, Arc<Notify>>,
+    /// Restore uid to the reason why what has not started in it is cancelled.
+    cancelled: HashMap<String, String>,
+}
+
+impl Queue {
+    /// Takes over a pod; returns the bell of a new task, if one must be started.
+    pub fn pod_seen(&self, pod: PodView) -> Option<(RunKey, Arc<Notify>)> {
+        let key = RunKey::of_pod(&pod);
+        let mut state = self.lock();
+        state.pods.insert(key.clone(), Arc::new(pod));
+        state.ring(key)
+    }
+
+    /// A pod has left the watch: deleted, or no longer labelled.
+    pub fn pod_gone(&self, key: &RunKey) {
+        let mut state = self.lock();
+        state.pods.remove(key);
+        if let Some(bell) = state.bells.get(key) {
+            bell.notify_one();
+        }
+    }
+
+    /// Takes over a run; returns the bell of a new task, if one must be started.
+    pub fn run_seen(&self, run: HookRun) -> Option<(RunKey, Arc<Notify>)> {
+        let key = RunKey::of_run(&run)?;
+        let unfinished = run.status.as_ref().is_none_or(|status| !status.phase.is_final());
+        let mut state = self.lock();
+        state.note_cancelling(&run);
+        state.runs.insert(key.clone(), Arc::new(run));
+        if unfinished { state.ring(key) } else { None }
+    }
+
+    /// A run was deleted.
+    pub fn run_gone(&self, key: &RunKey) {
+        let mut state = self.lock();
+        state.runs.remove(key);
+        if let Some(bell) = state.bells.get(key) {
+            bell.notify_one();
+        }
+    }
+
+    /// Forgets the pods that a fresh list does not name, and wakes their runs.
+    pub fn only_pods(&self, listed: &HashSet<RunKey>) {
+        let gone: Vec<RunKey> = self
+            .lock()
+            .pods
+            .keys()
+            .filter(|key| !listed.contains(key))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|key| self.pod_gone(key));
+    }
+
+    /// Forgets the runs that a fresh list does not name.
+    pub fn only_runs(&self, listed: &HashSet<RunKey>) {
+        let gone: Vec<RunKey> = self
+            .lock()
+            .runs
+            .keys()
+            .filter(|key| !listed.contains(key))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|key| self.run_gone(key));
+    }
+
+    /// The pod of a run, if it is planned and there.
+    pub fn pod(&self, key: &RunKey) -> Option<Arc<PodView>> {
+        self.lock().pods.get(key).cloned()
+    }
+
+    /// A run as last seen.
+    pub fn run(&self, key: &RunKey) -> Option<Arc<HookRun>> {
+        self.lock().runs.get(key).cloned()
+    }
+
+    /// All runs of a restore.
+    pub fn runs_of(&self, restore_uid: &str) -> Vec<Arc<HookRun>> {
+        let belongs = |run: &HookRun| {
+            run.spec
+                .plan
+                .restore
+                .as_ref()
+                .is_some_and(|restore| restore.uid == restore_uid)
+        };
+        self.lock().runs.values().filter(|run| belongs(run)).cloned().collect()
+    }
+
+    /// Why what has not started in a restore is cancelled, if so.
+    pub fn cancelled(&self, restore_uid: &str) -> Option<String> {
+        self.lock().cancelled.get(restore_uid).cloned()
+    }
+
+    /// The task of a run is over.
+    pub fn task_ended(&self, key: &RunKey) {
+        self.lock().bells.remove(key);
+    }
+
+    /// How many runs have a task: those that are not finished.
+    pub fn unfinished(&self) -> usize {
+        self.lock().bells.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code panics while it holds the lock; if it ever did, the maps are still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Rings the bell of a run's task, or hangs up a bell for a task to be started.
+    fn ring(&mut self, key: RunKey) -> Option<(RunKey, Arc<Notify>)> {
+        if let Some(bell) = self.bells.get(&key) {
+            bell.notify_one();
+            return None;
+        }
+        let bell = Arc::new(Notify::new());
+        self.bells.insert(key.clone(), Arc::clone(&bell));
+        Some((key, bell))
+    }
+
+    /// A failure with onError Fail wakes the other runs of its restore, so that they cancel what has not started.
+    fn note_cancelling(&mut self, run: &HookRun) {
+        let Some(restore) = &run.spec.plan.restore else { return };
+        let Some(reason) = run
+            .status
+            .as_ref()
+            .and_then(|status| cancelling_failure(&run.spec, status))
+        else {
+            return;
+        };
+        if self.cancelled.contains_key(&restore.uid) {
+            return;
+        }
+        self.cancelled.insert(restore.uid.clone(), reason);
+        let same = |run: &HookRun| {
+            run.spec
+                .plan
+                .restore
+                .as_ref()
+                .is_some_and(|other| other.uid == restore.uid)
+        };
+        for (key, bell) in &self.bells {
+            if self.runs.get(key).is_some_and(|run| same(run)) {
+                bell.notify_one();
+            }
+        }
+    }
+}

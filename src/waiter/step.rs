@@ -1,0 +1,464 @@
+//! The waiter's state machine: what to do next for one run. Pure and total: no clock, no client, an answer for every input.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+use super::pod_view::{ContainerView, PodView};
+use crate::{
+    api::hook_run::{Attempt, HookRunSpec, HookRunStatus, HookState, InitState, InitStatus, PostStatus, RunPhase},
+    duration::GoDuration,
+    hooks::{OnError, PostHook},
+    plan::PlannedInit,
+};
+
+/// How long a whole run may take, from the pod's creation.
+pub const RUN_LIMIT: SignedDuration = SignedDuration::from_hours(24);
+
+/// All that the next step depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// What is to happen.
+    pub spec: &'a HookRunSpec,
+    /// What has happened so far.
+    pub status: &'a HookRunStatus,
+    /// The pod; `None` when that very pod (by uid) is gone.
+    pub pod: Option<&'a PodView>,
+    /// The time.
+    pub now: Timestamp,
+    /// The name of this process: attempts that it started are its own.
+    pub process: &'a str,
+    /// Why hooks of this restore that have not started are cancelled, if so.
+    pub cancelled: Option<&'a str>,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Write this status, in which an attempt of the hook is Started; only when that is done, run its command.
+    Execute {
+        /// The hook's index in the plan.
+        hook: usize,
+        /// The status to write first.
+        status: HookRunStatus,
+    },
+    /// Write this status.
+    Record(HookRunStatus),
+    /// Nothing, until something changes or this time comes.
+    Wait(Option<Timestamp>),
+    /// Nothing any more.
+    Done,
+}
+
+/// How an execution ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With this exit code.
+    Exited(i32),
+    /// It never started, and why.
+    Refused(String),
+    /// Its time was over; the command may still be running.
+    TimedOut(GoDuration),
+    /// The connection broke: nobody knows.
+    Lost(String),
+}
+
+/// The status of a run that has just been created.
+pub fn first_status(spec: &HookRunSpec) -> HookRunStatus {
+    let post = spec.plan.post.iter().map(|hook| {
+        let mut status = PostStatus {
+            name: hook.name.clone(),
+            container: hook.container.clone(),
+            ..PostStatus::default()
+        };
+        if let Some(error) = &hook.error {
+            settle(&mut status, HookState::Skipped, "Invalid", error.clone());
+        }
+        status
+    });
+    let init = spec.plan.init.iter().map(|hook| InitStatus {
+        name: hook.name.clone(),
+        container: hook.container.clone(),
+        state: if hook.error.is_some() {
+            InitState::Skipped
+        } else {
+            InitState::Waiting
+        },
+        message: hook.error.clone().unwrap_or_default(),
+        ..InitStatus::default()
+    });
+    HookRunStatus {
+        post: post.collect(),
+        init: init.collect(),
+        message: "waits for the pod".to_owned(),
+        ..HookRunStatus::default()
+    }
+}
+
+/// The status of a run whose earlier record was deleted: what was not skipped may have run.
+pub fn lost_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
+    let mut status = first_status(spec);
+    for state in status.post.iter_mut().filter(|state| state.state == HookState::Waiting) {
+        settle(
+            state,
+            HookState::Unknown,
+            "RecordLost",
+            "the HookRun that recorded it was deleted; it may have run",
+        );
+    }
+    conclude(spec, &mut status, None, now);
+    status
+}
+
+/// The status of a run that will never be worked on.
+pub fn stale_status(spec: &HookRunSpec, message: &str, now: Timestamp) -> HookRunStatus {
+    let mut status = first_status(spec);
+    for state in status.post.iter_mut().filter(|state| !state.state.is_final()) {
+        settle(state, HookState::Skipped, "Stale", message);
+    }
+    status.phase = RunPhase::Stale;
+    message.clone_into(&mut status.message);
+    status.finished_at = Some(MicroTime(now));
+    status
+}
+
+/// What to do next for a run.
+pub fn next(situation: &Situation) -> Step {
+    let Situation {
+        spec,
+        status,
+        pod,
+        now,
+        process,
+        cancelled,
+    } = *situation;
+    if status.phase.is_final() {
+        return Step::Done;
+    }
+    let mut new = status.clone();
+    for (hook, state) in spec.plan.init.iter().zip(&mut new.init) {
+        observe(hook, state, pod);
+    }
+    for state in new.post.iter_mut().filter(|state| state.state == HookState::Started) {
+        if state
+            .attempts
+            .last()
+            .is_none_or(|attempt| attempt.claimed_by != process)
+        {
+            let text =
+                "the process that started it is gone, so its end is not known; it may have run in part or to its end";
+            settle(state, HookState::Unknown, "ProcessGone", text);
+        }
+    }
+    let running = new.post.iter().any(|state| state.state == HookState::Started);
+    let end = pod_end(pod);
+    let own_failure = cancelling_failure(spec, &new);
+    for (hook, state) in spec
+        .plan
+        .post
+        .iter()
+        .zip(&mut new.post)
+        .filter(|(_, state)| state.state == HookState::Waiting)
+    {
+        if let Some((reason, message)) = &end {
+            settle(state, HookState::Cancelled, reason, message.clone());
+        } else if let Some(message) = own_failure.as_deref().or(cancelled) {
+            settle(state, HookState::Cancelled, "AnotherHookFailed", message);
+        } else if let Some((limit, reason)) = expired(hook, spec, now) {
+            let waited_for = wanted_condition(hook, pod);
+            let message = format!("not executed: {limit} after the pod's creation {waited_for}");
+            settle(state, HookState::WaitTimedOut, reason, message);
+        }
+    }
+    if !running && let Some(hook) = runnable(spec, &new, pod) {
+        start(&mut new, hook, process, now);
+        return Step::Execute { hook, status: new };
+    }
+    conclude(spec, &mut new, pod, now);
+    if worth_writing(status, &new) {
+        return Step::Record(new);
+    }
+    Step::Wait(deadline(spec, status, now))
+}
+
+/// The status after an execution has ended.
+pub fn record(
+    spec: &HookRunSpec,
+    status: &HookRunStatus,
+    hook: usize,
+    outcome: &Outcome,
+    (stdout, stderr): (String, String),
+    now: Timestamp,
+) -> HookRunStatus {
+    let mut new = status.clone();
+    let Some(state) = new.post.get_mut(hook).filter(|state| state.state == HookState::Started) else {
+        return new;
+    };
+    if let Some(attempt) = state.attempts.last_mut() {
+        attempt.finished_at = Some(MicroTime(now));
+        attempt.stdout = stdout;
+        attempt.stderr = stderr;
+        attempt.exit_code = if let Outcome::Exited(code) = outcome {
+            Some(*code)
+        } else {
+            None
+        };
+    }
+    match outcome {
+        Outcome::Exited(0) => settle(state, HookState::Succeeded, "", ""),
+        Outcome::Exited(code) => settle(state, HookState::Failed, "NonZeroExitCode", format!("exit code {code}")),
+        Outcome::Refused(why) => settle(
+            state,
+            HookState::Failed,
+            "NotStarted",
+            format!("the command could not be started: {why}"),
+        ),
+        Outcome::TimedOut(limit) => {
+            let message = format!("it did not end within {limit}; the command may still be running");
+            settle(state, HookState::ExecTimedOut, "ExecTimedOut", message);
+        }
+        Outcome::Lost(why) => {
+            let message = format!("the connection broke before the exit code came, so its end is not known: {why}");
+            settle(state, HookState::Unknown, "ConnectionLost", message);
+        }
+    }
+    conclude(spec, &mut new, None, now);
+    new
+}
+
+/// Why a failure in this run cancels what has not started in its restore, if so.
+pub fn cancelling_failure(spec: &HookRunSpec, status: &HookRunStatus) -> Option<String> {
+    let failed = spec.plan.post.iter().zip(&status.post).find(|(hook, state)| {
+        let bad = matches!(
+            state.state,
+            HookState::Failed | HookState::ExecTimedOut | HookState::WaitTimedOut | HookState::Unknown
+        );
+        hook.on_error == OnError::Fail && bad
+    });
+    failed.map(|(hook, state)| {
+        format!(
+            "hook {} (onError: Fail) in container {} of pod {} ended {:?}",
+            hook.name, hook.container, spec.pod.name, state.state
+        )
+    })
+}
+
+/// Sets an end state; the words say why.
+fn settle(state: &mut PostStatus, end: HookState, reason: &str, message: impl Into<String>) {
+    state.state = end;
+    reason.clone_into(&mut state.reason);
+    state.message = message.into();
+}
+
+/// Why nothing more can be started in the pod, if so.
+fn pod_end(pod: Option<&PodView>) -> Option<(&'static str, String)> {
+    match pod {
+        None => Some(("PodGone", "the pod was deleted before the hook could run".to_owned())),
+        Some(pod) if pod.terminating => Some((
+            "PodDeleted",
+            "the pod is being deleted; the hook had not been started".to_owned(),
+        )),
+        Some(pod) if pod.has_ended() => Some((
+            "PodEnded",
+            format!("the pod has ended ({}); the hook had not been started", pod.phase),
+        )),
+        Some(_) => None,
+    }
+}
+
+/// Which limit is over for a waiting hook, if any.
+fn expired(hook: &PostHook, spec: &HookRunSpec, now: Timestamp) -> Option<(GoDuration, &'static str)> {
+    let waited = now.duration_since(spec.pod.created_at);
+    if !hook.wait_timeout.is_zero() && waited >= hook.wait_timeout.to_signed() {
+        return Some((hook.wait_timeout, "WaitTimedOut"));
+    }
+    (waited >= RUN_LIMIT).then(|| (GoDuration::from_secs(RUN_LIMIT.as_secs()), "RunLimit"))
+}
+
+/// What a hook waits for, in words that follow "after … ".
+fn wanted_condition(hook: &PostHook, pod: Option<&PodView>) -> String {
+    let container = pod.and_then(|pod| pod.containers.get(&hook.container));
+    let wanted = if hook.wait_for_ready { "ready" } else { "running" };
+    match container {
+        Some(view) if is_up(hook, view) => format!("its turn in container {} had not come", hook.container),
+        Some(ContainerView { waiting: Some(why), .. }) => {
+            format!("container {} was not {wanted} ({why})", hook.container)
+        }
+        _ => format!("container {} was not {wanted}", hook.container),
+    }
+}
+
+fn is_up(hook: &PostHook, container: &ContainerView) -> bool {
+    container.running && (!hook.wait_for_ready || container.ready)
+}
+
+/// The first hook in the order of the plan that waits, whose container is up, and before which no other of its container waits.
+fn runnable(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>) -> Option<usize> {
+    let pod = pod?;
+    let mut blocked: Vec<&str> = Vec::new();
+    for (index, (hook, state)) in spec.plan.post.iter().zip(&status.post).enumerate() {
+        if state.state != HookState::Waiting || blocked.contains(&hook.container.as_str()) {
+            continue;
+        }
+        if pod
+            .containers
+            .get(&hook.container)
+            .is_some_and(|container| is_up(hook, container))
+        {
+            return Some(index);
+        }
+        blocked.push(&hook.container);
+    }
+    None
+}
+
+fn start(status: &mut HookRunStatus, hook: usize, process: &str, now: Timestamp) {
+    let Some(state) = status.post.get_mut(hook) else { return };
+    let number = u32::try_from(state.attempts.len())
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
+    state.attempts.push(Attempt {
+        number,
+        claimed_by: process.to_owned(),
+        started_at: MicroTime(now),
+        finished_at: None,
+        exit_code: None,
+        stdout: String::new(),
+        stderr: String::new(),
+    });
+    settle(state, HookState::Started, "", "");
+    status.phase = RunPhase::Running;
+    status.message = format!("runs hook {} in container {}", state.name, state.container);
+    status.started_at.get_or_insert(MicroTime(now));
+}
+
+/// Takes over what the kubelet says of an init container.
+fn observe(hook: &PlannedInit, state: &mut InitStatus, pod: Option<&PodView>) {
+    if matches!(
+        state.state,
+        InitState::Skipped | InitState::Succeeded | InitState::Unknown
+    ) {
+        return;
+    }
+    let Some(pod) = pod else {
+        state.state = InitState::Unknown;
+        "the pod was deleted before the container had ended".clone_into(&mut state.message);
+        return;
+    };
+    let Some(container) = pod.containers.get(&hook.container) else {
+        return;
+    };
+    if let Some(ended) = &container.ended {
+        state.exit_code = Some(ended.exit_code);
+        state.finished_at = ended.at.map(MicroTime);
+        state.started_at = ended.started_at.map(MicroTime);
+        state.state = if ended.exit_code == 0 {
+            InitState::Succeeded
+        } else {
+            InitState::Failed
+        };
+        state.message = if ended.exit_code == 0 {
+            String::new()
+        } else {
+            format!("exit code {}", ended.exit_code)
+        };
+    }
+    if container.running {
+        state.state = InitState::Running;
+        state.started_at = container.started_at.map(MicroTime);
+        // A native sidecar never ends: that it is up is all that is asked of it.
+        if container.ready && pod.phase == "Running" {
+            state.state = InitState::Succeeded;
+        }
+    }
+    if let Some(why) = container.waiting.as_ref().filter(|why| *why != "PodInitializing") {
+        let known = std::mem::take(&mut state.message);
+        state.message = if known.is_empty() || known.contains(why.as_str()) {
+            why.clone()
+        } else {
+            format!("{known}; {why}")
+        };
+    }
+}
+
+/// Sets the phase once nothing can change any more.
+fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView>, now: Timestamp) {
+    let hooks_are_final = status.post.iter().all(|state| state.state.is_final());
+    // Without post hooks the run exists to watch the init containers.
+    let over = |state: &InitStatus| {
+        matches!(
+            state.state,
+            InitState::Succeeded | InitState::Skipped | InitState::Unknown
+        )
+    };
+    let settled = pod_end(pod).is_some() || now.duration_since(spec.pod.created_at) >= RUN_LIMIT;
+    let init_is_final = !spec.plan.post.is_empty() || settled || status.init.iter().all(over);
+    if !hooks_are_final || !init_is_final {
+        return;
+    }
+    let bad = |wanted: OnError| {
+        let hooks = spec.plan.post.iter().zip(&status.post);
+        hooks
+            .filter(|(hook, state)| hook.on_error == wanted && state.state != HookState::Succeeded)
+            .count()
+    };
+    let (hard, soft) = (bad(OnError::Fail), bad(OnError::Continue));
+    let all = status.post.len();
+    let (phase, message) = match (hard, soft) {
+        (0, 0) if all == 0 => (RunPhase::Succeeded, "no post hooks".to_owned()),
+        (0, 0) => (RunPhase::Succeeded, format!("{all} of {all} post hooks succeeded")),
+        (0, soft) => (
+            RunPhase::PartiallyFailed,
+            format!("{soft} of {all} post hooks did not succeed (onError: Continue)"),
+        ),
+        (hard, soft) => (
+            RunPhase::Failed,
+            format!(
+                "{} of {all} post hooks did not succeed, {hard} of them with onError: Fail",
+                hard + soft
+            ),
+        ),
+    };
+    status.phase = phase;
+    status.message = message;
+    status.finished_at = Some(MicroTime(now));
+}
+
+/// Progress of init containers alone is written when one has failed, or when nothing else will be written.
+fn worth_writing(old: &HookRunStatus, new: &HookRunStatus) -> bool {
+    let failures = |status: &HookRunStatus| {
+        status
+            .init
+            .iter()
+            .filter(|state| state.state == InitState::Failed)
+            .count()
+    };
+    old.post != new.post
+        || old.phase != new.phase
+        || failures(old) != failures(new)
+        || (old.post.is_empty() && old.init != new.init)
+}
+
+/// The next time at which something is due by the clock alone.
+fn deadline(spec: &HookRunSpec, status: &HookRunStatus, now: Timestamp) -> Option<Timestamp> {
+    let waiting = spec
+        .plan
+        .post
+        .iter()
+        .zip(&status.post)
+        .filter(|(_, state)| state.state == HookState::Waiting);
+    let limits = waiting.map(|(hook, _)| {
+        if hook.wait_timeout.is_zero() {
+            RUN_LIMIT
+        } else {
+            hook.wait_timeout.to_signed()
+        }
+    });
+    let limits = limits.chain(std::iter::once(RUN_LIMIT));
+    limits
+        .filter_map(|limit| spec.pod.created_at.checked_add(limit).ok())
+        .filter(|due| *due > now)
+        .min()
+}
+
+#[cfg(test)]
+mod tests;

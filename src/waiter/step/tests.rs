@@ -1,0 +1,445 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    api::hook_run::PodIdentity,
+    hooks::HookSource,
+    plan::{self, Plan},
+};
+
+const ME: &str = "me";
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn hook(container: &str) -> PostHook {
+    PostHook {
+        name: format!("hook-{container}"),
+        source: HookSource::Spec,
+        container: container.to_owned(),
+        command: vec!["x".to_owned()],
+        on_error: OnError::Continue,
+        exec_timeout: GoDuration::from_secs(30),
+        wait_timeout: GoDuration::ZERO,
+        wait_for_ready: false,
+        error: None,
+    }
+}
+
+fn spec(post: Vec<PostHook>) -> HookRunSpec {
+    let plan = Plan {
+        version: plan::VERSION,
+        restore: None,
+        planned_at: at(0),
+        resolved: true,
+        post,
+        init: vec![],
+        moved: BTreeMap::new(),
+        problems: vec![],
+        digest: String::new(),
+    };
+    HookRunSpec {
+        pod: PodIdentity {
+            name: "p".to_owned(),
+            uid: "u".to_owned(),
+            created_at: at(0),
+        },
+        plan,
+    }
+}
+
+/// A pod whose named containers run; `name!` is ready, too.
+fn pod(running: &[&str]) -> PodView {
+    let containers = running.iter().map(|text| {
+        let name = text.trim_end_matches('!');
+        (
+            name.to_owned(),
+            ContainerView {
+                running: true,
+                ready: text.ends_with('!'),
+                ..ContainerView::default()
+            },
+        )
+    });
+    PodView {
+        namespace: "n".to_owned(),
+        identity: spec(vec![]).pod,
+        plan: None,
+        run_mark: None,
+        queued: true,
+        phase: "Running".to_owned(),
+        terminating: false,
+        containers: containers.collect(),
+    }
+}
+
+fn step(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, second: i64) -> Step {
+    next(&Situation {
+        spec,
+        status,
+        pod,
+        now: at(second),
+        process: ME,
+        cancelled: None,
+    })
+}
+
+fn executed(step: Step) -> (usize, HookRunStatus) {
+    match step {
+        Step::Execute { hook, status } => (hook, status),
+        other => panic!("expected an execution, not {other:?}"),
+    }
+}
+
+fn recorded(step: Step) -> HookRunStatus {
+    match step {
+        Step::Record(status) => status,
+        other => panic!("expected a record, not {other:?}"),
+    }
+}
+
+fn states(status: &HookRunStatus) -> Vec<HookState> {
+    status.post.iter().map(|state| state.state).collect()
+}
+
+fn exited(spec: &HookRunSpec, status: &HookRunStatus, hook: usize, code: i32) -> HookRunStatus {
+    record(
+        spec,
+        status,
+        hook,
+        &Outcome::Exited(code),
+        (String::new(), String::new()),
+        at(9),
+    )
+}
+
+#[test]
+fn waits_runs_records_and_is_done() {
+    let spec = spec(vec![hook("a")]);
+    let first = first_status(&spec);
+    assert_eq!(step(&spec, &first, Some(&pod(&[])), 1), Step::Wait(Some(at(86_400))));
+    let (index, started) = executed(step(&spec, &first, Some(&pod(&["a"])), 2));
+    assert_eq!(
+        (index, started.post[0].state, started.phase),
+        (0, HookState::Started, RunPhase::Running)
+    );
+    assert_eq!(started.post[0].attempts[0].claimed_by, ME);
+    let ended = exited(&spec, &started, 0, 0);
+    assert_eq!(
+        (ended.phase, ended.post[0].attempts[0].exit_code),
+        (RunPhase::Succeeded, Some(0))
+    );
+    assert_eq!(step(&spec, &ended, Some(&pod(&["a"])), 10), Step::Done);
+}
+
+#[test]
+fn in_a_pod_one_after_another_and_nothing_holds_back_another_container() {
+    let spec = spec(vec![hook("a"), hook("a"), hook("b")]);
+    let first = first_status(&spec);
+    let (index, started) = executed(step(&spec, &first, Some(&pod(&["b"])), 1));
+    assert_eq!(index, 2);
+    // While one runs, no other is started, whatever comes up.
+    assert!(matches!(
+        step(&spec, &started, Some(&pod(&["a", "b"])), 2),
+        Step::Wait(_)
+    ));
+    let after = exited(&spec, &started, 2, 0);
+    let (index, started) = executed(step(&spec, &after, Some(&pod(&["a", "b"])), 3));
+    assert_eq!(index, 0);
+    let (index, _) = executed(step(&spec, &exited(&spec, &started, 0, 0), Some(&pod(&["a", "b"])), 4));
+    assert_eq!(index, 1);
+}
+
+#[test]
+fn readiness_is_waited_for_where_asked_and_keeps_the_order() {
+    let ready = PostHook {
+        wait_for_ready: true,
+        ..hook("a")
+    };
+    let spec = spec(vec![ready, hook("a")]);
+    let first = first_status(&spec);
+    assert!(matches!(step(&spec, &first, Some(&pod(&["a"])), 1), Step::Wait(_)));
+    assert_eq!(executed(step(&spec, &first, Some(&pod(&["a!"])), 2)).0, 0);
+}
+
+#[test]
+fn fail_cancels_what_has_not_started_and_continue_does_not() {
+    for (on_error, phase, second) in [
+        (OnError::Fail, RunPhase::Failed, HookState::Cancelled),
+        (OnError::Continue, RunPhase::PartiallyFailed, HookState::Succeeded),
+    ] {
+        let spec = spec(vec![PostHook { on_error, ..hook("a") }, hook("b")]);
+        let (_, started) = executed(step(&spec, &first_status(&spec), Some(&pod(&["a", "b"])), 1));
+        let failed = exited(&spec, &started, 0, 3);
+        assert_eq!(failed.post[0].message, "exit code 3");
+        let end = match step(&spec, &failed, Some(&pod(&["a", "b"])), 2) {
+            Step::Execute { hook, status } => exited(&spec, &status, hook, 0),
+            Step::Record(status) => status,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((end.phase, end.post[1].state), (phase, second));
+    }
+}
+
+#[test]
+fn a_failure_elsewhere_in_the_restore_cancels_with_its_reason() {
+    let spec = spec(vec![hook("a")]);
+    let status = first_status(&spec);
+    let running = pod(&["a"]);
+    let situation = Situation {
+        spec: &spec,
+        status: &status,
+        pod: Some(&running),
+        now: at(1),
+        process: ME,
+        cancelled: Some("hook x failed"),
+    };
+    let end = recorded(next(&situation));
+    assert_eq!(
+        (states(&end), end.post[0].message.as_str()),
+        (vec![HookState::Cancelled], "hook x failed")
+    );
+}
+
+#[test]
+fn an_expired_wait_is_not_executed_even_if_the_container_comes_up_then() {
+    let spec = spec(vec![PostHook {
+        wait_timeout: GoDuration::from_secs(60),
+        ..hook("a")
+    }]);
+    let first = first_status(&spec);
+    assert_eq!(step(&spec, &first, Some(&pod(&[])), 59), Step::Wait(Some(at(60))));
+    let end = recorded(step(&spec, &first, Some(&pod(&["a"])), 60));
+    assert_eq!(
+        (states(&end), end.phase),
+        (vec![HookState::WaitTimedOut], RunPhase::PartiallyFailed)
+    );
+    assert!(end.post[0].message.contains("1m0s"));
+}
+
+#[test]
+fn nothing_waits_longer_than_a_day() {
+    let spec = spec(vec![hook("a")]);
+    let end = recorded(step(&spec, &first_status(&spec), Some(&pod(&[])), 86_400));
+    assert_eq!(
+        (end.post[0].state, end.post[0].reason.as_str()),
+        (HookState::WaitTimedOut, "RunLimit")
+    );
+}
+
+#[test]
+fn what_another_process_started_is_unknown_and_not_run_again() {
+    let spec = spec(vec![
+        PostHook {
+            on_error: OnError::Fail,
+            ..hook("a")
+        },
+        hook("b"),
+    ]);
+    let (_, mut started) = executed(step(&spec, &first_status(&spec), Some(&pod(&["a"])), 1));
+    started.post[0].attempts[0].claimed_by = "somebody else".to_owned();
+    let end = recorded(step(&spec, &started, Some(&pod(&["a", "b"])), 2));
+    assert_eq!(
+        (states(&end), end.phase),
+        (vec![HookState::Unknown, HookState::Cancelled], RunPhase::Failed)
+    );
+}
+
+#[test]
+fn pods_that_go_away_end_the_run_in_words() {
+    let spec = spec(vec![hook("a")]);
+    let first = first_status(&spec);
+    let mut terminating = pod(&["a"]);
+    terminating.terminating = true;
+    let mut ended = pod(&[]);
+    ended.phase = "Succeeded".to_owned();
+    for (pod, reason) in [
+        (None, "PodGone"),
+        (Some(&terminating), "PodDeleted"),
+        (Some(&ended), "PodEnded"),
+    ] {
+        let end = recorded(step(&spec, &first, pod, 1));
+        assert_eq!(
+            (end.post[0].state, end.post[0].reason.as_str(), end.phase),
+            (HookState::Cancelled, reason, RunPhase::PartiallyFailed)
+        );
+    }
+}
+
+#[test]
+fn a_broken_hook_is_skipped_and_the_others_run() {
+    let spec = spec(vec![
+        PostHook {
+            error: Some("bad".to_owned()),
+            on_error: OnError::Fail,
+            ..hook("a")
+        },
+        hook("b"),
+    ]);
+    let (index, started) = executed(step(&spec, &first_status(&spec), Some(&pod(&["a", "b"])), 1));
+    assert_eq!(index, 1);
+    let end = exited(&spec, &started, 1, 0);
+    assert_eq!(
+        (states(&end), end.phase),
+        (vec![HookState::Skipped, HookState::Succeeded], RunPhase::Failed)
+    );
+}
+
+#[test]
+fn success_needs_an_exit_code_of_zero_that_was_read() {
+    let spec = spec(vec![hook("a")]);
+    let (_, started) = executed(step(&spec, &first_status(&spec), Some(&pod(&["a"])), 1));
+    for (outcome, state) in [
+        (Outcome::Exited(1), HookState::Failed),
+        (Outcome::Refused("no such file".to_owned()), HookState::Failed),
+        (Outcome::TimedOut(GoDuration::from_secs(5)), HookState::ExecTimedOut),
+        (Outcome::Lost("reset".to_owned()), HookState::Unknown),
+    ] {
+        let end = record(
+            &spec,
+            &started,
+            0,
+            &outcome,
+            ("out".to_owned(), "err".to_owned()),
+            at(3),
+        );
+        assert_eq!(
+            (end.post[0].state, end.phase),
+            (state, RunPhase::PartiallyFailed),
+            "{outcome:?}"
+        );
+        assert_eq!(end.post[0].attempts[0].stdout, "out");
+    }
+}
+
+fn with_init() -> HookRunSpec {
+    let mut spec = spec(vec![]);
+    spec.plan.init.push(PlannedInit {
+        name: "i".to_owned(),
+        source: HookSource::Annotation,
+        container: "prepare".to_owned(),
+        timeout: GoDuration::ZERO,
+        error: None,
+    });
+    spec
+}
+
+#[test]
+fn init_containers_are_observed_and_never_fail_the_run() {
+    let spec = with_init();
+    let first = first_status(&spec);
+    let ended = |code| {
+        let mut pod = pod(&[]);
+        let view = ContainerView {
+            ended: Some(super::super::pod_view::Ended {
+                exit_code: code,
+                at: Some(at(5)),
+                started_at: Some(at(4)),
+            }),
+            ..ContainerView::default()
+        };
+        pod.containers.insert("prepare".to_owned(), view);
+        pod
+    };
+    let failing = recorded(step(&spec, &first, Some(&ended(7)), 6));
+    assert_eq!(
+        (failing.init[0].state, failing.init[0].exit_code, failing.phase),
+        (InitState::Failed, Some(7), RunPhase::Pending)
+    );
+    let end = recorded(step(&spec, &failing, Some(&ended(0)), 7));
+    assert_eq!(
+        (end.init[0].state, end.phase),
+        (InitState::Succeeded, RunPhase::Succeeded)
+    );
+    let gone = recorded(step(&spec, &first, None, 7));
+    assert_eq!(
+        (gone.init[0].state, gone.phase),
+        (InitState::Unknown, RunPhase::Succeeded)
+    );
+}
+
+/// Whatever happens in whatever order: a run ends, no hook is started twice, an end state never changes.
+mod any_order {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Happening {
+        Up(Vec<&'static str>),
+        Gone,
+        Terminating,
+        Later(i64),
+        Crash,
+        Exit(i32),
+        Break,
+        CancelledElsewhere,
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        prop_oneof![
+            4 => proptest::sample::subsequence(vec!["a", "b!", "c"], 0..=3).prop_map(Happening::Up),
+            1 => Just(Happening::Gone),
+            1 => Just(Happening::Terminating),
+            3 => (1_i64..5000).prop_map(Happening::Later),
+            1 => Just(Happening::Crash),
+            6 => (0_i32..3).prop_map(Happening::Exit),
+            1 => Just(Happening::Break),
+            1 => Just(Happening::CancelledElsewhere),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+        #[test]
+        fn holds(
+            hooks in proptest::collection::vec((proptest::sample::select(vec!["a", "b", "c"]), any::<bool>(), any::<bool>(), 0_i64..200), 1..5),
+            happenings in proptest::collection::vec(happening(), 0..40),
+        ) {
+            let spec = spec(hooks.into_iter().map(|(container, fail, ready, wait)| PostHook {
+                on_error: if fail { OnError::Fail } else { OnError::Continue },
+                wait_for_ready: ready,
+                wait_timeout: GoDuration::from_secs(wait),
+                ..hook(container)
+            }).collect());
+            let mut status = first_status(&spec);
+            let mut view = Some(pod(&[]));
+            let (mut second, mut process, mut running, mut cancelled) = (1, 0, None, None);
+            for happening in happenings.into_iter().chain([Happening::Gone, Happening::Exit(0), Happening::Later(1)]) {
+                let before = status.clone();
+                match happening {
+                    Happening::Up(names) => if view.is_some() { view = Some(pod(&names)) },
+                    Happening::Gone => view = None,
+                    Happening::Terminating => if let Some(view) = &mut view { view.terminating = true },
+                    Happening::Later(seconds) => second += seconds,
+                    Happening::Crash => { process += 1; running = None },
+                    Happening::Exit(code) => if let Some(hook) = running.take() { status = exited(&spec, &status, hook, code) },
+                    Happening::Break => if let Some(hook) = running.take() {
+                        status = record(&spec, &status, hook, &Outcome::Lost("x".to_owned()), (String::new(), String::new()), at(second));
+                    },
+                    Happening::CancelledElsewhere => cancelled = Some("elsewhere"),
+                }
+                // The shell works until there is nothing to do; a running command keeps it busy.
+                for _ in 0..20 {
+                    if running.is_some() { break }
+                    let name = format!("process-{process}");
+                    let situation = Situation { spec: &spec, status: &status, pod: view.as_ref(), now: at(second), process: &name, cancelled };
+                    match next(&situation) {
+                        Step::Execute { hook, status: new } => { running = Some(hook); status = new }
+                        Step::Record(new) => { prop_assert_ne!(&new, &status); status = new }
+                        Step::Wait(due) => { prop_assert!(due.is_none_or(|due| due > at(second))); break }
+                        Step::Done => break,
+                    }
+                }
+                for (old, new) in before.post.iter().zip(&status.post) {
+                    prop_assert!(!old.state.is_final() || old == new, "an end state changed: {:?} {:?}", old, new);
+                    prop_assert!(new.attempts.len() <= 1);
+                    let read_zero = new.attempts.last().is_some_and(|attempt| attempt.exit_code == Some(0));
+                    prop_assert_eq!(new.state == HookState::Succeeded, read_zero);
+                }
+            }
+            prop_assert!(status.phase.is_final(), "{:?}", status);
+            prop_assert!(status.post.iter().all(|state| state.state.is_final()));
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! How much the server takes on, and how long it waits.
+
+use std::time::Duration;
+
+/// Bounds of the server. The defaults fit the API server's habits: it keeps connections for 90 s and closes them itself, and
+/// must never find one closed that it thinks is good.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For a TLS handshake.
+    pub handshake: Duration,
+    /// How long a connection may lie idle between requests.
+    pub idle: Duration,
+    /// From the first byte of a request to the end of its head.
+    pub head: Duration,
+    /// For a request's body.
+    pub body: Duration,
+    /// How long a client may take no byte of an answer.
+    pub write: Duration,
+    /// Connections at the same time; more of them wait in the kernel's queue.
+    pub connections: usize,
+    /// Bytes of one body. The API server's own limit for an object is 3 MiB; a review holds up to two.
+    pub body_bytes: usize,
+    /// Bytes of all bodies at the same time. Parsed they take several times that.
+    pub bytes_in_flight: usize,
+    /// Calls that are being decided at the same time.
+    pub calls: usize,
+    /// How long to go on serving after the end has begun: until then nobody knows.
+    pub shutdown_delay: Duration,
+    /// How long calls in flight may take after that.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            handshake: seconds(10),
+            idle: seconds(300),
+            head: seconds(10),
+            body: seconds(10),
+            write: seconds(30),
+            connections: 1024,
+            body_bytes: 8 << 20,
+            bytes_in_flight: 16 << 20,
+            calls: 256,
+            shutdown_delay: seconds(10),
+            drain: seconds(10),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The HTTPS server: an accept loop of our own, as it has to outwait the API server's idle connections, bound everything that
+//! a client can hold, and end without losing a call.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, extract::Request, response::Response};
+use http::{HeaderValue, header::CONNECTION};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+use tracing::{debug, info, warn};
+
+use super::{
+    connection::{Answering, Timed},
+    limits::Limits,
+};
+use crate::infra::health::Gate;
+
+/// How long to wait when no connection can be accepted, for example for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// When the kernel begins to ask a silent peer whether it is still there, and how often.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The server.
+pub struct Server {
+    /// What to answer.
+    pub router: Router,
+    /// How to speak TLS.
+    pub tls: Arc<ServerConfig>,
+    /// What to bear.
+    pub limits: Limits,
+    /// Open while not draining.
+    pub gate: Gate,
+}
+
+impl Server {
+    /// Serves until `stopping` fires, and then ends in steps: not ready any more; for the shutdown delay every call is still
+    /// answered, with `Connection: close`; then no new connections; then, when calls in flight are answered or the drain time
+    /// is over, it returns.
+    pub async fn run(self, listener: TcpListener, stopping: CancellationToken) {
+        let limits = self.limits;
+        self.gate.set(true);
+        let connections = TaskTracker::new();
+        let (closing, cut) = (CancellationToken::new(), CancellationToken::new());
+        let each = Each {
+            router: self.router,
+            tls: TlsAcceptor::from(self.tls),
+            limits,
+            stopping: stopping.clone(),
+            closing: closing.clone(),
+        };
+        let accepting = async {
+            let room = Arc::new(Semaphore::new(limits.connections));
+            // The semaphore is never closed.
+            while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+                let stream = match listener.accept().await {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        warn!(%error, "no connection can be accepted");
+                        sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                };
+                let (each, cut) = (each.clone(), cut.clone());
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = each.serve(stream) => {}
+                        () = cut.cancelled() => {}
+                    }
+                    drop(place);
+                });
+            }
+        };
+        let delay = async {
+            stopping.cancelled().await;
+            self.gate.set(false);
+            info!(delay = ?limits.shutdown_delay, "draining");
+            sleep(limits.shutdown_delay).await;
+        };
+        tokio::select! {
+            () = accepting => {}
+            () = delay => {}
+        }
+        drop(listener);
+        closing.cancel();
+        connections.close();
+        if timeout(limits.drain, connections.wait()).await.is_err() {
+            warn!(open = connections.len(), "calls did not end in time and are cut off");
+            cut.cancel();
+            connections.wait().await;
+        }
+    }
+}
+
+/// What each connection needs.
+#[derive(Clone)]
+struct Each {
+    router: Router,
+    tls: TlsAcceptor,
+    limits: Limits,
+    stopping: CancellationToken,
+    closing: CancellationToken,
+}
+
+impl Each {
+    async fn serve(self, stream: TcpStream) {
+        prepare(&stream);
+        let stream = match timeout(self.limits.handshake, self.tls.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
+            Err(_) => return debug!("TLS handshake took too long"),
+        };
+        let answering = Answering::default();
+        let stream = Timed::new(stream, answering.clone(), self.limits.head, self.limits.write);
+        let service = service_fn(|request: hyper::Request<Incoming>| {
+            answering.set(true);
+            let (router, answering, stopping) = (self.router.clone(), answering.clone(), self.stopping.clone());
+            async move {
+                let request: Request = request.map(Body::new);
+                let mut response: Response = router.oneshot(request).await?;
+                if stopping.is_cancelled() {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                answering.set(false);
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // Runs between requests too: it is the idle time. A head that has begun is bound by `Timed`.
+            .header_read_timeout(self.limits.idle)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let result = tokio::select! {
+            // First what has arrived, then the end.
+            biased;
+            result = connection.as_mut() => result,
+            () = self.closing.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            debug!(%error, "connection ended");
+        }
+    }
+}
+
+/// Answers go out at once, and a peer that vanished is noticed. Both are niceties: without them things still work.
+fn prepare(stream: &TcpStream) {
+    let keepalive = TcpKeepalive::new()
+        .with_time(TCP_KEEPALIVE)
+        .with_interval(TCP_KEEPALIVE);
+    let result = stream
+        .set_nodelay(true)
+        .and_then(|()| SockRef::from(stream).set_tcp_keepalive(&keepalive));
+    if let Err(error) = result {
+        debug!(%error, "socket options");
+    }
+}
