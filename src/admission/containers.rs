@@ -116,6 +116,7 @@ fn claim(pod: &Value, hooks: &[InitHook], leftovers: &BTreeSet<String>, placemen
             container: hook.container_name().to_owned(),
             timeout: hook.timeout,
             error: hook.error.clone(),
+            missed: false,
         };
         let found = present.iter().enumerate().find(|(index, container)| {
             let free = !taken.contains(index) && container_name(container).is_none_or(|name| !names.contains(name));

@@ -1,7 +1,7 @@
 //! `HookRun`: what is to happen in one restored pod, and what became of it. It outlives the pod.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -106,6 +106,8 @@ pub enum HookState {
     Skipped,
     /// It was started, and nobody knows how it ended.
     Unknown,
+    /// It is Velero's to run: Velero saw it because the webhook was not asked. Its result stands in Velero's status.
+    LeftToVelero,
 }
 
 impl HookState {
@@ -131,6 +133,10 @@ pub struct HookRunStatus {
     /// The init containers, in the order of the plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init: Vec<InitStatus>,
+    /// What is out of the ordinary: `AdmissionMissed`, `InjectionMissed`, `LeftToVelero`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
     /// When the first hook was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
@@ -202,6 +208,8 @@ pub enum InitState {
     Skipped,
     /// The pod went away before it had ended.
     Unknown,
+    /// It should be in the pod and is not: the webhook was not asked when the pod was created.
+    InjectionMissed,
 }
 
 /// What became of one init container.

@@ -174,6 +174,7 @@ fn totals(status: &RestoreStatus) -> String {
         HookState::Cancelled,
         HookState::Skipped,
         HookState::Unknown,
+        HookState::LeftToVelero,
         HookState::Started,
         HookState::Waiting,
     ] {

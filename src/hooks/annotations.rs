@@ -179,6 +179,7 @@ impl<'a> Reader<'a> {
             wait_timeout,
             wait_for_ready,
             error,
+            left_to_velero: false,
         })
     }
 

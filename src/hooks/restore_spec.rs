@@ -299,6 +299,7 @@ impl Parser<'_> {
             wait_timeout: wait_timeout.unwrap_or_default(),
             wait_for_ready,
             error,
+            left_to_velero: false,
         }
     }
 

@@ -4,6 +4,7 @@ mod counts;
 pub mod events;
 pub mod exec;
 pub mod intake;
+pub mod missed;
 pub mod output;
 pub mod pod_view;
 pub mod queue;
@@ -47,6 +48,9 @@ pub struct WaiterArgs {
     /// Label key by which another restore tool marks the pods it restores (may be given several times).
     #[arg(long = "marker-label")]
     marker_labels: Vec<String>,
+    /// A namespace in which no hooks are run, though the webhook is never asked there (may be given several times).
+    #[arg(long = "excluded-namespace")]
+    excluded_namespaces: Vec<String>,
     /// How many commands may run at once.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     max_concurrent_hooks: u16,
@@ -101,12 +105,21 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
 
     let (synced, is_synced) = tokio::sync::watch::channel(false);
     let queue = Arc::new(Queue::default());
+    let events = events::Events::new(clients.api.clone(), args.pod_name.clone());
+    let missed = Arc::new(missed::Missed {
+        client: clients.api.clone(),
+        events: events.clone(),
+        mode: *mode,
+        excluded_namespaces: args.excluded_namespaces.clone(),
+        restores: Arc::default(),
+    });
     let context = Arc::new(Context {
         client: clients.api.clone(),
         exec: exec::ApiExec::new(clients.exec),
         queue: Arc::clone(&queue),
-        events: events::Events::new(clients.api.clone(), args.pod_name.clone()),
+        events,
         metrics,
+        missed: Arc::clone(&missed),
         process: process_name(args.pod_name.as_deref()),
         stop: shutdown.stopping(),
         slots: Semaphore::new(args.max_concurrent_hooks.into()),
@@ -144,7 +157,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
         }
         Ok::<_, Infallible>(())
     });
-    shutdown.spawn_background("restores", restores::run(clients.api, queue, shutdown.ended()));
+    shutdown.spawn_background("restores", restores::run(clients.api, queue, missed, shutdown.ended()));
 
     let (stopping, drain) = (shutdown.stopping(), Duration::from_secs(args.drain_seconds));
     shutdown.spawn_foreground("runs", async move {

@@ -18,6 +18,7 @@ use super::{
     events::{self, Events},
     exec::{Command, Exec},
     intake::{self, Intake},
+    missed::{Missed, Resolved},
     pod_view::PodView,
     queue::{Queue, RunKey},
     step::{self, Situation, Step},
@@ -46,6 +47,8 @@ pub struct Context<E> {
     pub events: Events,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Plans what admission missed.
+    pub missed: Arc<Missed>,
     /// This process' name in claims.
     pub process: String,
     /// Fires when nothing new may be started.
@@ -197,10 +200,11 @@ impl<E: Exec> RunTask<'_, E> {
                 let status = if lost {
                     step::lost_status(&run.spec, clock::now())
                 } else {
-                    step::first_status(&run.spec)
+                    step::first_status(&run.spec, clock::now())
                 };
                 self.write(status).await?;
                 self.report_problems(pod).await;
+                self.report_conditions(pod).await;
             }
             Intake::Mark(_) if self.marked => return Ok(None),
             Intake::Mark(moved) => {
@@ -213,6 +217,7 @@ impl<E: Exec> RunTask<'_, E> {
                 self.marked = true;
             }
             Intake::Ready => return Ok(None),
+            Intake::Resolve(why) => return self.resolve(pod, &why).await.map(Some),
             Intake::LeaveToNewer(why) => {
                 if !std::mem::replace(&mut self.reported, true) {
                     self.say(pod, EventType::Warning, "PlanNotUnderstood", "plan", &why)
@@ -394,6 +399,48 @@ impl<E: Exec> RunTask<'_, E> {
             )
             .await;
         }
+    }
+
+    /// What is out of the ordinary, on the pod and in the metrics.
+    async fn report_conditions(&self, pod: &PodView) {
+        let conditions = self
+            .run
+            .iter()
+            .flat_map(|run| &run.status)
+            .flat_map(|status| &status.conditions);
+        for condition in conditions {
+            counts::missed(&self.context.metrics, &condition.type_);
+            self.say(
+                pod,
+                EventType::Warning,
+                &condition.type_,
+                &condition.type_,
+                &condition.message,
+            )
+            .await;
+        }
+    }
+
+    /// A plan that the webhook could not make: by now it may be known which restore the pod is from.
+    async fn resolve(&self, pod: &PodView, why: &str) -> Result<Turn, kube::Error> {
+        let reason = match self.context.missed.resolve(&pod.namespace, &pod.identity).await? {
+            Resolved::Planned => return Ok(Turn::Sleep(None)),
+            Resolved::Not(reason) => reason,
+        };
+        self.say(
+            pod,
+            EventType::Warning,
+            "PlanDiscarded",
+            "plan",
+            &format!("{why}; {reason}"),
+        )
+        .await;
+        self.patch_pod(
+            pod,
+            json!({"annotations": {PLAN_ANNOTATION: null}, "labels": {QUEUE_LABEL: null}}),
+        )
+        .await?;
+        Ok(Turn::Over)
     }
 
     async fn say(&self, pod: &PodView, type_: EventType, reason: &str, action: &str, note: &str) {

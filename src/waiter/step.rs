@@ -1,7 +1,7 @@
 //! The waiter's state machine: what to do next for one run. Pure and total: no clock, no client, an answer for every input.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 
 use super::pod_view::{ContainerView, PodView};
 use crate::{
@@ -63,14 +63,17 @@ pub enum Outcome {
 }
 
 /// The status of a run that has just been created.
-pub fn first_status(spec: &HookRunSpec) -> HookRunStatus {
+pub fn first_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
     let post = spec.plan.post.iter().map(|hook| {
         let mut status = PostStatus {
             name: hook.name.clone(),
             container: hook.container.clone(),
             ..PostStatus::default()
         };
-        if let Some(error) = &hook.error {
+        if hook.left_to_velero {
+            let text = "Velero saw this hook, because the webhook was not asked when the pod was created; it is Velero's to run";
+            settle(&mut status, HookState::LeftToVelero, "LeftToVelero", text);
+        } else if let Some(error) = &hook.error {
             settle(&mut status, HookState::Skipped, "Invalid", error.clone());
         }
         status
@@ -78,25 +81,80 @@ pub fn first_status(spec: &HookRunSpec) -> HookRunStatus {
     let init = spec.plan.init.iter().map(|hook| InitStatus {
         name: hook.name.clone(),
         container: hook.container.clone(),
-        state: if hook.error.is_some() {
-            InitState::Skipped
-        } else {
-            InitState::Waiting
+        state: match hook {
+            PlannedInit { error: Some(_), .. } => InitState::Skipped,
+            PlannedInit { missed: true, .. } => InitState::InjectionMissed,
+            _ => InitState::Waiting,
         },
-        message: hook.error.clone().unwrap_or_default(),
+        message: match hook {
+            PlannedInit { error: Some(error), .. } => error.clone(),
+            PlannedInit { missed: true, .. } => {
+                "it is not in the pod: the webhook was not asked when the pod was created".to_owned()
+            }
+            _ => String::new(),
+        },
         ..InitStatus::default()
     });
     HookRunStatus {
         post: post.collect(),
         init: init.collect(),
-        message: "waits for the pod".to_owned(),
+        message: "waits for its containers".to_owned(),
+        conditions: conditions(spec, now),
         ..HookRunStatus::default()
     }
 }
 
+/// What is out of the ordinary about a run, by Kubernetes' conventions.
+fn conditions(spec: &HookRunSpec, now: Timestamp) -> Vec<Condition> {
+    let plan = &spec.plan;
+    let names = |names: Vec<&str>| names.join(", ");
+    let missed: Vec<&str> = plan
+        .init
+        .iter()
+        .filter(|init| init.missed)
+        .map(|init| init.container.as_str())
+        .collect();
+    let left: Vec<&str> = plan
+        .post
+        .iter()
+        .filter(|hook| hook.left_to_velero)
+        .map(|hook| hook.name.as_str())
+        .collect();
+    let texts = [
+        (
+            "AdmissionMissed",
+            plan.late_for.is_some(),
+            "the webhook was not asked when the pod was created; its hooks were planned afterwards".to_owned(),
+        ),
+        (
+            "InjectionMissed",
+            !missed.is_empty(),
+            format!(
+                "init containers that should be in the pod and are not: {}",
+                names(missed)
+            ),
+        ),
+        (
+            "LeftToVelero",
+            !left.is_empty(),
+            format!("hooks that Velero saw and runs itself: {}", names(left)),
+        ),
+    ];
+    let held = texts.into_iter().filter(|(_, holds, _)| *holds);
+    held.map(|(type_, _, message)| Condition {
+        type_: type_.to_owned(),
+        status: "True".to_owned(),
+        reason: "WebhookNotAsked".to_owned(),
+        message,
+        last_transition_time: Time(now),
+        observed_generation: None,
+    })
+    .collect()
+}
+
 /// The status of a run whose earlier record was deleted: what was not skipped may have run.
 pub fn lost_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
-    let mut status = first_status(spec);
+    let mut status = first_status(spec, now);
     for state in status.post.iter_mut().filter(|state| state.state == HookState::Waiting) {
         settle(
             state,
@@ -111,7 +169,7 @@ pub fn lost_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
 
 /// The status of a run that will never be worked on.
 pub fn stale_status(spec: &HookRunSpec, message: &str, now: Timestamp) -> HookRunStatus {
-    let mut status = first_status(spec);
+    let mut status = first_status(spec, now);
     for state in status.post.iter_mut().filter(|state| !state.state.is_final()) {
         settle(state, HookState::Skipped, "Stale", message);
     }
@@ -335,7 +393,7 @@ fn start(status: &mut HookRunStatus, hook: usize, process: &str, now: Timestamp)
 fn observe(hook: &PlannedInit, state: &mut InitStatus, pod: Option<&PodView>) {
     if matches!(
         state.state,
-        InitState::Skipped | InitState::Succeeded | InitState::Unknown
+        InitState::Skipped | InitState::Succeeded | InitState::Unknown | InitState::InjectionMissed
     ) {
         return;
     }
@@ -387,7 +445,7 @@ fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView
     let over = |state: &InitStatus| {
         matches!(
             state.state,
-            InitState::Succeeded | InitState::Skipped | InitState::Unknown
+            InitState::Succeeded | InitState::Skipped | InitState::Unknown | InitState::InjectionMissed
         )
     };
     let settled = pod_end(pod).is_some() || now.duration_since(spec.pod.created_at) >= RUN_LIMIT;
@@ -395,14 +453,22 @@ fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView
     if !hooks_are_final || !init_is_final {
         return;
     }
+    // What Velero runs is Velero's to report.
+    let own = || {
+        spec.plan
+            .post
+            .iter()
+            .zip(&status.post)
+            .filter(|(_, state)| state.state != HookState::LeftToVelero)
+    };
     let bad = |wanted: OnError| {
-        let hooks = spec.plan.post.iter().zip(&status.post);
+        let hooks = own();
         hooks
             .filter(|(hook, state)| hook.on_error == wanted && state.state != HookState::Succeeded)
             .count()
     };
     let (hard, soft) = (bad(OnError::Fail), bad(OnError::Continue));
-    let all = status.post.len();
+    let all = own().count();
     let (phase, message) = match (hard, soft) {
         (0, 0) if all == 0 => (RunPhase::Succeeded, "no post hooks".to_owned()),
         (0, 0) => (RunPhase::Succeeded, format!("{all} of {all} post hooks succeeded")),
