@@ -64,7 +64,9 @@ impl Rules {
             match annotation(MOVED_HOOKS_ANNOTATION) {
                 Some(text) => {
                     rules.read_text(text, MOVED_HOOKS_ANNOTATION, "spec.hooks", Kinds::Post);
-                    rules.read(spec, "spec.hooks", Kinds::Init);
+                    let mut rest = Self::default();
+                    rest.read(spec, "spec.hooks", Kinds::Init);
+                    rules.take_init_of(rest);
                 }
                 None => rules.read(spec, "spec.hooks", Kinds::All),
             }
@@ -73,6 +75,18 @@ impl Rules {
             rules.read_text(text, HOOKS_ANNOTATION, HOOKS_ANNOTATION, Kinds::All);
         }
         rules
+    }
+
+    /// Joins the init hooks that stayed in the spec with the post hooks that were moved off it: both stand at the same path.
+    fn take_init_of(&mut self, rest: Self) {
+        for rule in rest.rules {
+            match self.rules.iter_mut().find(|own| own.path == rule.path && own.name == rule.name) {
+                Some(own) => own.init = rule.init,
+                None => self.rules.push(rule),
+            }
+        }
+        let news = rest.problems.into_iter().filter(|problem| !self.problems.contains(problem)).collect::<Vec<_>>();
+        self.problems.extend(news);
     }
 
     fn read_text(&mut self, text: &str, source: &str, path: &str, kinds: Kinds) {
@@ -448,6 +462,18 @@ resources:
             (1, vec!["new"])
         );
         assert!(Rules::of_restore(&restore, true).rules.is_empty());
+    }
+
+    #[test]
+    fn a_problem_of_a_moved_hook_is_said_once() {
+        let hooks = |post: Value| json!({"resources": [{"name": "m", "includedNamespaces": ["["], "postHooks": post}]});
+        let moved = hooks(json!([{"exec": {"command": ["x"], "execTimeout": "5"}}]));
+        let restore = json!({
+            "metadata": {"annotations": {"reveille.dev/moved-hooks": moved.to_string()}},
+            "spec": {"hooks": hooks(json!([]))},
+        });
+        let rules = Rules::of_restore(&restore, false);
+        assert_eq!((rules.rules.len(), rules.problems.len()), (1, 2), "{:?}", rules.problems);
     }
 
     #[test]

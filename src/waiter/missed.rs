@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Pod};
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
-    core::PartialObjectMeta,
+    core::{PartialObjectMeta, Selector, SelectorExt},
     runtime::{
         WatchStreamExt,
         events::EventType,
@@ -119,6 +119,8 @@ pub struct Missed {
     pub mode: Mode,
     /// Namespaces in which nothing may be run.
     pub excluded_namespaces: Vec<String>,
+    /// The labels of namespaces in which something may be run.
+    pub namespace_selector: Selector,
     /// The Restores.
     pub restores: Arc<RestoreTable>,
 }
@@ -290,16 +292,24 @@ impl Missed {
         if self.excluded_namespaces.iter().any(|excluded| excluded == namespace) {
             return Ok(Some(format!("namespace {namespace} is excluded from Reveille")));
         }
-        let found = Api::<Namespace>::all(self.client.clone())
+        let Some(found) = Api::<Namespace>::all(self.client.clone())
             .get_metadata_opt(namespace)
-            .await?;
-        let disabled = found.is_some_and(|found| {
-            found
-                .labels()
-                .get(INJECTION_LABEL)
-                .is_some_and(|value| value == "disabled")
-        });
-        Ok(disabled.then(|| format!("namespace {namespace} has the label {INJECTION_LABEL}=disabled")))
+            .await?
+        else {
+            return Ok(None);
+        };
+        if found
+            .labels()
+            .get(INJECTION_LABEL)
+            .is_some_and(|value| value == "disabled")
+        {
+            return Ok(Some(format!(
+                "namespace {namespace} has the label {INJECTION_LABEL}=disabled"
+            )));
+        }
+        let selected = self.namespace_selector.matches(found.labels());
+        Ok((!selected)
+            .then(|| format!("namespace {namespace} is not among those that webhook.namespaceSelector selects")))
     }
 
     /// Decides about a pod whose Restore could not be told at admission.

@@ -51,6 +51,9 @@ pub struct WaiterArgs {
     /// A namespace in which no hooks are run, though the webhook is never asked there (may be given several times).
     #[arg(long = "excluded-namespace")]
     excluded_namespaces: Vec<String>,
+    /// Label selector (JSON) of the namespaces about which the webhook is asked; in others no hooks are run.
+    #[arg(long, value_parser = namespace_selector)]
+    namespace_selector: Option<kube::core::Selector>,
     /// How many commands may run at once.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     max_concurrent_hooks: u16,
@@ -111,6 +114,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
         events: events.clone(),
         mode: *mode,
         excluded_namespaces: args.excluded_namespaces.clone(),
+        namespace_selector: args.namespace_selector.clone().unwrap_or_default(),
         restores: Arc::default(),
     });
     let context = Arc::new(Context {
@@ -172,6 +176,11 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
         Ok::<_, Infallible>(())
     });
     Ok(shutdown.finish(Duration::from_secs(5)).await?)
+}
+
+fn namespace_selector(text: &str) -> Result<kube::core::Selector, String> {
+    let value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    crate::hooks::matching::selector(Some(&value))
 }
 
 /// A name for this process in claims: a restarted container has the same pod name, and must not take its predecessor's
