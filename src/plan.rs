@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::{
+    digest,
     duration::GoDuration,
     hooks::{HookSource, PostHook, Problem, hook::is_false},
 };
@@ -141,8 +141,7 @@ impl Plan {
             self.moved,
             self.problems
         ]);
-        let digest = Sha256::digest(content.to_string().as_bytes());
-        self.digest = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.digest = digest::hex(&content.to_string(), 8);
         self
     }
 

@@ -107,7 +107,7 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     let selected = select::select(pod, context.namespace, &effective, rules, velero_owned);
     let placement = containers::place(pod, &selected.init, &earlier.init_names());
     if restore.is_some_and(|restore| restore.restores_status_of(&effective)) && !selected.post.is_empty() {
-        return status_restored(reason, selected, placement);
+        return status_restored(&reason, selected, placement);
     }
     let takes_over = restore.is_some_and(|restore| restore.marked)
         && selected.post.iter().any(|hook| hook.source == HookSource::Annotation);
@@ -163,7 +163,7 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
 
 /// Velero writes the status of such a pod right after its creation, with the metadata from before admission: a plan written
 /// now would be undone. Only the init containers, which stand in the spec, stay; the waiter plans what is left afterwards.
-fn status_restored(reason: String, selected: Selected, placement: Placement) -> PodDecision {
+fn status_restored(reason: &str, selected: Selected, placement: Placement) -> PodDecision {
     let mut problems = selected.problems;
     problems.extend(placement.problems);
     problems.push(Problem::warning(

@@ -7,17 +7,21 @@ use clap::Args;
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Pod};
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     admission::{Mode, decide_restore},
     api::HookRun,
     duration::GoDuration,
     hooks::restored::RestoreInfo,
-    infra::{clock::Stopwatch, kube::clients},
-    names::{FIELD_MANAGER, MODE_ANNOTATION, PLAN_ANNOTATION, QUEUE_LABEL},
+    infra::{
+        clock::Stopwatch,
+        kube::clients,
+        pod_edit::{PodEdit, parameters},
+    },
+    names::{MODE_ANNOTATION, PLAN_ANNOTATION, QUEUE_LABEL},
     plan::Plan,
     waiter::restores,
 };
@@ -32,7 +36,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// are listed), 2 an error.
 #[derive(Args, Debug)]
 pub struct ReleaseArgs {
-    /// The MutatingWebhookConfiguration to remove first, so that nothing new is taken over.
+    /// The webhook configuration to remove first, so that nothing new is taken over.
     #[arg(long)]
     webhook_configuration: String,
     /// How long to wait for open runs and running restores.
@@ -64,7 +68,9 @@ pub async fn run(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     say("still open, and not run by anybody once the waiter is gone:");
-    open.iter().for_each(|line| say(&format!("  {line}")));
+    for line in &open {
+        say(&format!("  {line}"));
+    }
     Ok(ExitCode::FAILURE)
 }
 
@@ -81,11 +87,11 @@ async fn give_restores_back(client: &Client) -> anyhow::Result<()> {
             continue;
         }
         let mut value = serde_json::to_value(&object)?;
-        if let Some(annotations) = value
+        let annotations = value
             .get_mut("metadata")
-            .and_then(|metadata| metadata.get_mut("annotations"))
-        {
-            annotations[MODE_ANNOTATION] = json!("alongside");
+            .and_then(|metadata| metadata.get_mut("annotations"));
+        if let Some(annotations) = annotations.and_then(serde_json::Value::as_object_mut) {
+            annotations.insert(MODE_ANNOTATION.to_owned(), json!("alongside"));
         }
         let operations = decide_restore(&value, None, Mode::Alongside).operations;
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &info.namespace, &restores::resource());
@@ -165,17 +171,19 @@ async fn clean_pods(client: &Client) -> anyhow::Result<usize> {
             .annotations()
             .get(PLAN_ANNOTATION)
             .and_then(|text| Plan::parse(text).ok());
-        let mut annotations = json!(plan.map(|plan| plan.moved).unwrap_or_default());
-        annotations[PLAN_ANNOTATION] = Value::Null;
-        let patch =
-            json!({"metadata": {"uid": pod.metadata.uid, "annotations": annotations, "labels": {QUEUE_LABEL: null}}});
-        let namespace = pod.namespace().unwrap_or_default();
-        let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-        match api
-            .patch_metadata(&pod.name_any(), &parameters(), &Patch::Merge(patch))
+        let moved = plan.map(|plan| plan.moved).unwrap_or_default();
+        let (namespace, name, uid) = (
+            pod.namespace().unwrap_or_default(),
+            pod.name_any(),
+            pod.uid().unwrap_or_default(),
+        );
+        match PodEdit::default()
+            .put_back(moved)
+            .unqueue()
+            .write(client, &namespace, &name, &uid, None)
             .await
         {
-            Ok(_) => count += 1,
+            Ok(()) => count += 1,
             Err(error) => say(&format!(
                 "pod {namespace}/{} could not be handed back: {error}",
                 pod.name_any()
@@ -197,12 +205,5 @@ async fn restores_of(client: &Client) -> anyhow::Result<Vec<(DynamicObject, Rest
         }
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
         Err(error) => Err(error).context("can't list Velero's Restores"),
-    }
-}
-
-fn parameters() -> PatchParams {
-    PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
     }
 }

@@ -117,7 +117,8 @@ impl Exec for ApiExec {
 
 async fn read(stream: Option<impl AsyncRead + Unpin>, tail: &mut Tail) {
     let Some(mut stream) = stream else { return };
-    let mut buffer = [0_u8; 8192];
+    // On the heap: thousands of waiting runs hold this future.
+    let mut buffer = vec![0_u8; 8192];
     // An error here is the connection's: the missing status tells it.
     while let Ok(count) = stream.read(&mut buffer).await {
         let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {

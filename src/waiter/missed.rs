@@ -11,7 +11,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Pod};
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, ListParams},
     core::{PartialObjectMeta, Selector, SelectorExt},
     runtime::{
         WatchStreamExt,
@@ -19,7 +19,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,8 +31,8 @@ use crate::{
     },
     api::hook_run::PodIdentity,
     hooks::restored::{KnownRestores, RestoreInfo, Restored, label_value, restored},
-    infra::clock,
-    names::{FIELD_MANAGER, INJECTION_LABEL, PLAN_ANNOTATION, QUEUE_LABEL, QUEUE_LABEL_VALUE, VELERO_RESTORE_LABEL},
+    infra::{clock, pod_edit::PodEdit},
+    names::{INJECTION_LABEL, VELERO_RESTORE_LABEL},
     plan::Plan,
 };
 
@@ -143,7 +143,7 @@ impl Missed {
             }
             tokio::select! {
                 () = end.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
+                news = changes.changed() => if news.is_err() { return },
                 event = stream.next() => match event {
                     Some(Ok(Event::Apply(pod) | Event::InitApply(pod))) => {
                         let value = serde_json::to_value(&pod).unwrap_or_default();
@@ -271,20 +271,12 @@ impl Missed {
 
     async fn write(&self, pod: &DynamicObject, namespace: &str, plan: &Plan) -> Result<(), kube::Error> {
         let text = plan.to_text().map_err(kube::Error::SerdeError)?;
-        let patch = json!({"metadata": {
-            "uid": pod.metadata.uid,
-            "resourceVersion": pod.metadata.resource_version,
-            "labels": {QUEUE_LABEL: QUEUE_LABEL_VALUE},
-            "annotations": {PLAN_ANNOTATION: text},
-        }});
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let parameters = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        api.patch_metadata(&pod.name_any(), &parameters, &Patch::Merge(patch))
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let version = pod.metadata.resource_version.as_deref();
+        PodEdit::default()
+            .queue(text)
+            .write(&self.client, namespace, &pod.name_any(), uid, version)
             .await
-            .map(drop)
     }
 
     /// Why nothing may be run in a namespace, if so: the webhook is never asked there.

@@ -209,13 +209,14 @@ fn absent_and_null_lists_are_made() {
     }
 }
 
-fn strategy() -> impl proptest::strategy::Strategy<
-    Value = (
-        Vec<&'static str>,
-        Vec<(&'static str, &'static str, bool)>,
-        Vec<&'static str>,
-    ),
-> {
+/// Present containers; wanted hooks as (name, image, generated); names in an older plan.
+type Scene = (
+    Vec<&'static str>,
+    Vec<(&'static str, &'static str, bool)>,
+    Vec<&'static str>,
+);
+
+fn strategy() -> impl proptest::strategy::Strategy<Value = Scene> {
     use proptest::{collection::vec, prelude::*, sample::select};
     let present = select(vec![
         "restore-wait",
