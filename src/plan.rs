@@ -68,6 +68,9 @@ pub struct Plan {
     /// Set when the waiter made the plan because the webhook had not seen the pod: the uid of the pod it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub late_for: Option<String>,
+    /// Velero has written this pod's status from the backup: states older than the pod are not its own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub status_restored: bool,
     /// The commands to run, in this order within a container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub post: Vec<PostHook>,
@@ -174,6 +177,7 @@ mod tests {
                 planned_at: Timestamp::from_second(second).unwrap(),
                 resolved: true,
                 late_for: None,
+                status_restored: false,
                 post: vec![],
                 init: vec![],
                 moved: BTreeMap::new(),

@@ -92,6 +92,7 @@ pub fn late_plan(pod: &Value, namespace: &str, context: &LateContext) -> Option<
             .and_then(|metadata| metadata.get("uid"))
             .and_then(Value::as_str)
             .map(str::to_owned),
+        status_restored: restore.restores_status_of(&effective),
         post,
         init,
         // What an older plan had moved off the pod is put back with this one's.

@@ -119,6 +119,7 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
         planned_at: context.now,
         resolved: true,
         late_for: None,
+        status_restored: false,
         post: selected.post,
         init: placement.planned,
         moved: if takes_over {
@@ -214,6 +215,7 @@ fn unresolved(pod: &Value, context: &PodContext, reason: &str) -> PodDecision {
         planned_at: context.now,
         resolved: false,
         late_for: None,
+        status_restored: false,
         post: Vec::new(),
         init: Vec::new(),
         moved: Annotations::new(),

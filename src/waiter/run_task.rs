@@ -158,6 +158,10 @@ impl<E: Exec> RunTask<'_, E> {
         };
         let restore = run.spec.plan.restore.as_ref();
         let cancelled = restore.and_then(|restore| self.context.queue.cancelled(&restore.uid));
+        let pod = match pod {
+            Some(pod) if run.spec.plan.status_restored => Some(pod.without_foreign_states()),
+            pod => pod,
+        };
         let situation = Situation {
             spec: &run.spec,
             status,

@@ -71,7 +71,7 @@ pub fn first_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
             ..PostStatus::default()
         };
         if hook.left_to_velero {
-            let text = "Velero saw this hook, because the webhook was not asked when the pod was created; it is Velero's to run";
+            let text = "Velero saw this hook when it created the pod; it is Velero's to run";
             settle(&mut status, HookState::LeftToVelero, "LeftToVelero", text);
         } else if let Some(error) = &hook.error {
             settle(&mut status, HookState::Skipped, "Invalid", error.clone());
@@ -123,7 +123,7 @@ fn conditions(spec: &HookRunSpec, now: Timestamp) -> Vec<Condition> {
     let texts = [
         (
             "AdmissionMissed",
-            plan.late_for.is_some(),
+            plan.late_for.is_some() && !plan.status_restored,
             "the webhook was not asked when the pod was created; its hooks were planned afterwards".to_owned(),
         ),
         (
@@ -144,7 +144,12 @@ fn conditions(spec: &HookRunSpec, now: Timestamp) -> Vec<Condition> {
     held.map(|(type_, _, message)| Condition {
         type_: type_.to_owned(),
         status: "True".to_owned(),
-        reason: "WebhookNotAsked".to_owned(),
+        reason: if plan.status_restored {
+            "StatusRestored"
+        } else {
+            "WebhookNotAsked"
+        }
+        .to_owned(),
         message,
         last_transition_time: Time(now),
         observed_generation: None,
@@ -441,7 +446,8 @@ fn observe(hook: &PlannedInit, state: &mut InitStatus, pod: Option<&PodView>) {
 /// Sets the phase once nothing can change any more.
 fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView>, now: Timestamp) {
     let hooks_are_final = status.post.iter().all(|state| state.state.is_final());
-    // Without post hooks the run exists to watch the init containers.
+    // Where no command is to be run, the run exists to watch the init containers.
+    let runs_commands = runs_commands(status);
     let over = |state: &InitStatus| {
         matches!(
             state.state,
@@ -449,7 +455,7 @@ fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView
         )
     };
     let settled = pod_end(pod).is_some() || now.duration_since(spec.pod.created_at) >= RUN_LIMIT;
-    let init_is_final = !spec.plan.post.is_empty() || settled || status.init.iter().all(over);
+    let init_is_final = runs_commands || settled || status.init.iter().all(over);
     if !hooks_are_final || !init_is_final {
         return;
     }
@@ -489,6 +495,12 @@ fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView
     status.finished_at = Some(MicroTime(now));
 }
 
+/// Whether there are commands to run, or were.
+fn runs_commands(status: &HookRunStatus) -> bool {
+    let idle = |hook: &PostStatus| matches!(hook.state, HookState::LeftToVelero | HookState::Skipped);
+    !status.post.iter().all(idle)
+}
+
 /// Progress of init containers alone is written when one has failed, or when nothing else will be written.
 fn worth_writing(old: &HookRunStatus, new: &HookRunStatus) -> bool {
     let failures = |status: &HookRunStatus| {
@@ -501,7 +513,7 @@ fn worth_writing(old: &HookRunStatus, new: &HookRunStatus) -> bool {
     old.post != new.post
         || old.phase != new.phase
         || failures(old) != failures(new)
-        || (old.post.is_empty() && old.init != new.init)
+        || (!runs_commands(old) && old.init != new.init)
 }
 
 /// The next time at which something is due by the clock alone.

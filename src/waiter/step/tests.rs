@@ -35,6 +35,7 @@ fn spec(post: Vec<PostHook>) -> HookRunSpec {
         planned_at: at(0),
         resolved: true,
         late_for: None,
+        status_restored: false,
         post,
         init: vec![],
         moved: BTreeMap::new(),
