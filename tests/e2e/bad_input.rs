@@ -9,10 +9,12 @@ use crate::harness::*;
 async fn a_bad_duration_is_told_everywhere_and_the_other_hook_runs() {
     let t = Scenario::new("bad-duration").await;
     let list = json!([tracing_container("prepare")]);
+    // No other test has this value.
+    let bad = format!("5 {}s", t.namespace);
     let pod = t
         .pod("app")
         .annotate(post("command"), trace("post"))
-        .annotate(post("exec-timeout"), "5 minutes")
+        .annotate(post("exec-timeout"), &bad)
         .annotate(init("initContainers"), list);
     let backup = t.back_up_and_lose(&[pod]).await;
     let restore = t
@@ -21,7 +23,7 @@ async fn a_bad_duration_is_told_everywhere_and_the_other_hook_runs() {
         .run()
         .await;
 
-    let says_all = |text: &str| text.contains(&post("exec-timeout")) && text.contains("5 minutes");
+    let says_all = |text: &str| text.contains(&post("exec-timeout")) && text.contains(&bad);
     let hook = restore.post("app");
     assert_eq!((hook.state, hook.attempts.len()), (HookState::Skipped, 0));
     assert!(says_all(&hook.message), "HookRun: {}", hook.message);
@@ -29,17 +31,33 @@ async fn a_bad_duration_is_told_everywhere_and_the_other_hook_runs() {
         t.events("app", "HookInvalid").await.iter().any(|note| says_all(note)),
         "Event"
     );
-    let warnings = t.velero_warnings(&restore.name);
+    let warnings = t.velero_warnings();
     assert!(
         warnings.iter().any(|line| says_all(line)),
         "the warning that Velero logs: {warnings:?}"
     );
-    assert_eq!(restore.init("app").state, InitState::Succeeded);
+    t.running("app").await;
     // The broken hook runs nowhere, and it silences the Restore's hooks of its kind all the same.
     assert_eq!((t.ran("prepare"), t.ran("post"), t.ran("spec")), (1, 0, 0));
     assert_eq!(t.velero_ran(), Vec::<String>::new());
     assert_eq!(restore.status("app").phase, RunPhase::PartiallyFailed);
     assert_eq!(restore.phase, "Completed");
+}
+
+#[tokio::test]
+async fn init_hooks_are_watched_to_their_end_also_when_no_post_hook_can_run() {
+    let t = Scenario::new("init-watched").await;
+    let list = json!([tracing_container("prepare")]);
+    let pod = t
+        .pod("app")
+        .annotate(post("command"), "[]")
+        .annotate(init("initContainers"), list);
+    let backup = t.back_up_and_lose(&[pod]).await;
+    let restore = t.restore(&backup).run().await;
+
+    assert_eq!(restore.post("app").state, HookState::Skipped);
+    assert_eq!(restore.init("app").state, InitState::Succeeded);
+    assert_eq!(t.ran("prepare"), 1);
 }
 
 #[tokio::test]

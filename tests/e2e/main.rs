@@ -13,9 +13,13 @@
 
 mod harness;
 
+mod again;
 mod annotations;
 mod bad_input;
+mod outages;
+mod ownership;
 mod restore_spec;
 mod running;
 mod status;
 mod untouched;
+mod volumes;

@@ -94,7 +94,7 @@ async fn status_says_1_after_a_failure_that_counts_and_2_for_what_is_not_there()
     let t = Scenario::new("status-fail").await;
     // 1 MB of output, its last line with what a terminal should never see.
     let noisy =
-        "yes 0123456789 | head -c 1000000; printf 'the end\\033[31m\\007\\n'; printf 'to stderr\\r' >&2; exit 9";
+        "yes 0123456789 | head -c 1100000; printf 'the end\\033[31m\\007\\n'; printf 'to stderr\\r' >&2; exit 9";
     let pod = t
         .pod("app")
         .annotate(post("command"), sh(noisy))

@@ -29,6 +29,7 @@ impl PodSpec {
     }
 
     /// With an annotation. A command may be given as JSON.
+    #[allow(clippy::needless_pass_by_value)] // reads better at its many calls
     pub(crate) fn annotate(mut self, key: impl Into<String>, value: impl ToString) -> Self {
         self.0["metadata"]["annotations"][key.into()] = json!(value.to_string());
         self

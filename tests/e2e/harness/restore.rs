@@ -36,6 +36,7 @@ impl<'a> RestoreSpec<'a> {
     }
 
     /// With an annotation.
+    #[allow(clippy::needless_pass_by_value)] // reads better at its many calls
     pub(crate) fn annotate(self, key: &str, value: impl ToString) -> Self {
         let value = value.to_string();
         self.edit(|restore| restore["metadata"]["annotations"][key] = json!(value))
