@@ -1,0 +1,143 @@
+//! Reveille comes, goes, or is away: each hook of a Restore runs once all the same. These tests have the cluster to themselves.
+
+use reveille::names::MODE_ANNOTATION;
+
+use crate::harness::*;
+
+/// A pod with a hook that Velero knows, and one with a hook that only Reveille knows.
+fn pods(t: &Scenario) -> [PodSpec; 2] {
+    [
+        t.pod("velero").annotate(post("command"), trace("velero")),
+        t.pod("reveille")
+            .annotate("post.hook.restore.reveille.dev/command", trace("reveille")),
+    ]
+}
+
+fn spec_hook() -> serde_json::Value {
+    rule_for("velero", "spec", &[exec(&trace("spec"))])
+}
+
+/// Asserts that Velero ran its hooks of an unmarked Restore, and Reveille what it alone knows, each once.
+fn assert_shared(t: &Scenario, restore: &Outcome) {
+    assert!(!restore.is_marked(), "made while nobody could mark it");
+    assert_eq!((t.ran("velero"), t.ran("reveille"), t.ran("spec")), (1, 1, 0));
+    assert_eq!((t.velero_ran().len(), restore.runs.len()), (1, 1));
+    assert_eq!(
+        (restore.phase.as_str(), restore.post("reveille").attempts.len()),
+        ("Completed", 1)
+    );
+}
+
+#[tokio::test]
+async fn a_restore_made_before_the_installation_stays_veleros() {
+    let t = Scenario::alone("before").await;
+    let backup = t.back_up_and_lose(&pods(&t)).await;
+    uninstall();
+    scale_velero(0);
+    let begun = t.restore(&backup).hooks(spec_hook()).begin().await;
+    install(&[]);
+    webhook_answers(&t.client).await;
+    scale_velero(1);
+    assert_shared(&t, &begun.finish().await);
+}
+
+#[tokio::test]
+async fn a_restore_made_while_the_webhook_is_down_stays_veleros() {
+    let t = Scenario::alone("down").await;
+    let backup = t.back_up_and_lose(&pods(&t)).await;
+    scale_velero(0);
+    scale_reveille(0);
+    let begun = t.restore(&backup).hooks(spec_hook()).begin().await;
+    scale_reveille(1);
+    webhook_answers(&t.client).await;
+    scale_velero(1);
+    assert_shared(&t, &begun.finish().await);
+}
+
+#[tokio::test]
+async fn beside_an_installation_that_is_alongside_one_restore_can_be_taken_over() {
+    let t = Scenario::alone("one-restore").await;
+    let backup = t.back_up_and_lose(&pods(&t)).await;
+    install(&["velero.mode=alongside"]);
+    webhook_answers(&t.client).await;
+    let restore = t
+        .restore(&backup)
+        .annotate(MODE_ANNOTATION, "takeover")
+        .hooks(rule_for("none", "spec", &[exec(&trace("spec"))]))
+        .run()
+        .await;
+    restore.assert_all_well(2);
+    assert_eq!((t.ran("velero"), t.ran("reveille")), (1, 1));
+    assert_eq!(t.velero_ran(), Vec::<String>::new());
+
+    // The next one says nothing, and is Velero's as the installation says.
+    t.lose().await;
+    let restore = t.restore(&backup).hooks(spec_hook()).run().await;
+    assert!(!restore.is_marked());
+    assert_eq!((t.ran("velero"), t.ran("reveille"), t.ran("spec")), (2, 2, 0));
+    assert_eq!((t.velero_ran().len(), restore.runs.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn uninstalling_leaves_no_webhook_and_gives_velero_its_hooks_back() {
+    let t = Scenario::alone("uninstall").await;
+    let backup = t.back_up_and_lose(&pods(&t)).await;
+    uninstall();
+    let left = kubectl(&[
+        "get",
+        "mutatingwebhookconfigurations,validatingwebhookconfigurations",
+        "-o",
+        "name",
+    ]);
+    assert!(!left.contains("reveille"), "{left}");
+    let restore = t.restore(&backup).hooks(spec_hook()).run().await;
+
+    assert_eq!((restore.phase.as_str(), restore.runs.len()), ("Completed", 0));
+    assert_eq!((t.ran("velero"), t.ran("reveille"), t.ran("spec")), (1, 0, 0));
+    assert_eq!(t.velero_ran().len(), 1);
+    assert!(
+        !t.pod_now("velero").await["metadata"]
+            .to_string()
+            .contains("reveille.dev/plan")
+    );
+}
+
+#[tokio::test]
+async fn a_restore_that_is_applied_again_and_again_runs_its_hooks_once() {
+    let t = Scenario::alone("apply").await;
+    let backup = t.back_up_and_lose(&[t.pod("app")]).await;
+    let name = format!("{}-r", t.namespace);
+    let script = format!("{}; until [ -e /traces/go ]; do sleep 0.1; done", trace_script("post"));
+    let hook = rule("spec", &[exec(&sh(&script)), exec(&trace("second"))]);
+    let path = t.write(
+        "restore.json",
+        &t.restore(&backup).hooks(hook).name(&name).json().to_string(),
+    );
+    let apply = || kubectl(&["apply", "-f", &path]);
+    scale_velero(0);
+    assert!(apply().contains("created"));
+    // Velero has not begun: what apply puts back is moved again.
+    apply();
+    let begun = BegunRestore::existing(&t, &name).await;
+    let now = begun.now().await;
+    assert!(now.is_marked() && now.has_moved_hooks());
+    assert_eq!(
+        now.object["spec"]["hooks"]["resources"][0]["postHooks"],
+        serde_json::json!([])
+    );
+    scale_velero(1);
+    begun
+        .reaches("the first hook runs", |now| {
+            now.run_of("app")?.status.as_ref()?.started_at.as_ref().map(|_| ())
+        })
+        .await;
+    // And while it runs.
+    apply();
+    t.signal("go");
+    let restore = begun.finish().await;
+    apply();
+
+    restore.assert_all_well(1);
+    assert_eq!((t.ran("post"), t.ran("second")), (1, 1));
+    assert_eq!(t.velero_ran(), Vec::<String>::new());
+}
