@@ -202,6 +202,8 @@ pub enum InitState {
     Succeeded,
     /// It ended otherwise; the kubelet may start it again.
     Failed,
+    /// It had not ended in time; it may still run.
+    TimedOut,
     /// It is not in the pod: it can't be used as it is written.
     Skipped,
     /// The pod went away before it had ended.
@@ -227,7 +229,7 @@ pub struct InitStatus {
     /// Its last exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// When it last started.
+    /// When it first started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
     /// When it last ended.

@@ -3,6 +3,7 @@
 mod counts;
 pub mod events;
 pub mod exec;
+mod init;
 pub mod intake;
 pub mod missed;
 pub mod output;

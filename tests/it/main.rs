@@ -3,6 +3,7 @@
 // Clippy knows a test by its attribute; the helpers beside them are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod chart;
 mod http;
 mod process;
 mod support;
