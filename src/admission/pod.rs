@@ -105,7 +105,7 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     let effective = earlier.annotations_before(&on_pod);
     let velero_owned = restore.is_some_and(|restore| !restore.marked);
     let selected = select::select(pod, context.namespace, &effective, rules, velero_owned);
-    let placement = containers::place(pod, &selected.init, &earlier.init_names());
+    let placement = containers::place(pod, &selected.init, &selected.silenced_init, &earlier.init_names());
     if restore.is_some_and(|restore| restore.restores_status_of(&effective)) && !selected.post.is_empty() {
         return status_restored(&reason, selected, placement);
     }
