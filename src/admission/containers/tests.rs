@@ -152,7 +152,6 @@ fn what_velero_injected_for_a_silenced_hook_goes() {
         &pod,
         &[hook("a", "x")],
         &[hook("spec", "x"), hook("own", "y")],
-        &[],
         &BTreeSet::new(),
     );
     let after = patch::apply(&pod, &placement.operations).unwrap();
@@ -178,6 +177,7 @@ fn name_clashes_are_said_in_words_and_the_rest_goes_on() {
     let placement = place(
         &pod(&[]),
         &[hook("a", "x"), hook("a", "y"), hook("app", "x"), hook("b", "x")],
+        &[],
         &BTreeSet::new(),
     );
     assert_eq!(placement.injected, ["a", "b"]);
