@@ -27,7 +27,7 @@ fn counts(t: &Scenario) -> (usize, usize, usize, usize) {
 #[tokio::test]
 async fn a_restore_made_before_the_installation_is_taken_over_if_velero_has_not_begun() {
     let t = Scenario::alone("before").await;
-    let backup = t.back_up_and_lose(&pods(&t)).await;
+    let backup = t.back_up_and_lose_pods(&pods(&t)).await;
     uninstall();
     scale_velero(0);
     let begun = t.restore(&backup).hooks(spec_hook()).begin().await;
@@ -46,7 +46,7 @@ async fn a_restore_made_before_the_installation_is_taken_over_if_velero_has_not_
 #[tokio::test]
 async fn a_restore_that_nobody_could_mark_stays_veleros() {
     let t = Scenario::alone("down").await;
-    let backup = t.back_up_and_lose(&pods(&t)).await;
+    let backup = t.back_up_and_lose_pods(&pods(&t)).await;
     scale_velero(0);
     scale_reveille(0);
     // With Velero's finalizer on it from the start the next thing that Velero does is to begin.
@@ -72,7 +72,7 @@ async fn a_restore_that_nobody_could_mark_stays_veleros() {
 #[tokio::test]
 async fn while_reveille_is_away_velero_works_as_ever_and_nothing_is_run_later() {
     let t = Scenario::alone("away").await;
-    let backup = t.back_up_and_lose(&pods(&t)).await;
+    let backup = t.back_up_and_lose_pods(&pods(&t)).await;
     scale_reveille(0);
     let restore = t.restore(&backup).hooks(spec_hook()).run().await;
     assert_eq!((restore.phase.as_str(), restore.is_marked()), ("Completed", false));
@@ -80,7 +80,7 @@ async fn while_reveille_is_away_velero_works_as_ever_and_nothing_is_run_later() 
     scale_reveille(1);
     webhook_answers(&t.client).await;
     // A further restore that runs to its end shows that the waiter is at work again.
-    t.lose().await;
+    t.lose_pods().await;
     t.restore(&backup).hooks(spec_hook()).run().await.assert_all_well(3);
     assert_eq!(counts(&t), (2, 1, 2, 2));
 }
@@ -88,7 +88,7 @@ async fn while_reveille_is_away_velero_works_as_ever_and_nothing_is_run_later() 
 #[tokio::test]
 async fn beside_an_installation_that_is_alongside_one_restore_can_be_taken_over() {
     let t = Scenario::alone("one-restore").await;
-    let backup = t.back_up_and_lose(&pods(&t)).await;
+    let backup = t.back_up_and_lose_pods(&pods(&t)).await;
     install(&["velero.mode=alongside"]);
     webhook_answers(&t.client).await;
     let restore = t
@@ -101,7 +101,7 @@ async fn beside_an_installation_that_is_alongside_one_restore_can_be_taken_over(
     assert_eq!(counts(&t), (1, 1, 1, 0));
 
     // The next one says nothing, and is Velero's as the installation says.
-    t.lose().await;
+    t.lose_pods().await;
     let restore = t.restore(&backup).hooks(spec_hook()).run().await;
     assert_eq!((restore.is_marked(), restore.runs.len()), (false, 1));
     assert_eq!(counts(&t), (2, 2, 2, 2));
@@ -110,7 +110,7 @@ async fn beside_an_installation_that_is_alongside_one_restore_can_be_taken_over(
 #[tokio::test]
 async fn uninstalling_leaves_no_webhook_and_gives_velero_its_hooks_back() {
     let t = Scenario::alone("uninstall").await;
-    let backup = t.back_up_and_lose(&pods(&t)).await;
+    let backup = t.back_up_and_lose_pods(&pods(&t)).await;
     uninstall();
     let left = kubectl(&[
         "get",
@@ -133,7 +133,7 @@ async fn uninstalling_leaves_no_webhook_and_gives_velero_its_hooks_back() {
 #[tokio::test]
 async fn a_restore_that_is_applied_again_and_again_runs_its_hooks_once() {
     let t = Scenario::alone("apply").await;
-    let backup = t.back_up_and_lose(&[t.pod("app")]).await;
+    let backup = t.back_up_and_lose_pods(&[t.pod("app")]).await;
     let name = format!("{}-r", t.namespace);
     let script = format!("{}; until [ -e /traces/go ]; do sleep 0.1; done", trace_script("post"));
     let hook = rule("spec", &[exec(&sh(&script)), exec(&trace("second"))]);

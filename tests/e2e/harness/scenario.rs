@@ -277,6 +277,14 @@ impl Scenario {
         backup
     }
 
+    /// The same, but the namespace stays. Quicker: its end takes the cluster five seconds.
+    pub(crate) async fn back_up_and_lose_pods(&self, pods: &[PodSpec]) -> String {
+        self.start(pods).await;
+        let backup = self.backup().await;
+        self.lose_pods().await;
+        backup
+    }
+
     /// A Restore of this backup.
     pub(crate) fn restore(&self, backup: &str) -> RestoreSpec<'_> {
         RestoreSpec::new(self, backup)
