@@ -14,7 +14,7 @@ async fn annotations_give_an_init_and_a_post_hook_and_each_runs_once() {
         .annotate(init("command"), sh("echo prepared"))
         .annotate(post("command"), trace("post"))
         .annotate(post("container"), "main");
-    let backup = t.back_up_and_lose(&[pod.clone()]).await;
+    let backup = t.back_up_and_lose(std::slice::from_ref(&pod)).await;
     let restore = t.restore(&backup).run().await;
 
     restore.assert_all_well(1);

@@ -16,6 +16,7 @@ mod harness;
 mod again;
 mod annotations;
 mod bad_input;
+mod cluster_rules;
 mod outages;
 mod ownership;
 mod restore_spec;

@@ -71,3 +71,48 @@ async fn hooks_from_annotations_and_from_the_spec_see_the_restored_volume() {
     assert_eq!((names.len(), names[0].as_str()), (2, "restore-wait"));
     assert_eq!(t.read("imaged-post"), data);
 }
+
+#[tokio::test]
+async fn hooks_stand_behind_restore_wait_whatever_another_injector_puts_in_front() {
+    let t = Scenario::new("injectors").await;
+    // Webhooks are called in the order of their names: one before Reveille, one after it.
+    let (first, last) = (format!("a-{}", t.namespace), format!("z-{}", t.namespace));
+    let pod = |name: &str, injector: &str| {
+        t.pod(name)
+            .data_volume()
+            .label(INJECTOR_LABEL, injector)
+            .annotate(init("initContainers"), json!([copying_container("init")]))
+            .annotate(post("command"), copy("post"))
+            .annotate(post("container"), "main")
+    };
+    let pods = [pod("first", &first), pod("last", &last)];
+    t.start(&pods).await;
+    for pod in &pods {
+        t.exec(pod.name(), "echo data > /data/file");
+    }
+    let backup = t.backup().await;
+    t.lose().await;
+    let _injectors = [
+        Injector::start(&t.client, &first).await,
+        Injector::start(&t.client, &last).await,
+    ];
+    let restore = t.restore(&backup).run().await;
+
+    restore.assert_all_well(2);
+    for pod in ["first", "last"] {
+        assert_eq!(
+            init_names(&t.running(pod).await),
+            [INJECTED, "restore-wait", "init"],
+            "{pod}"
+        );
+        assert_eq!(
+            (t.read(&format!("{pod}-init")), t.read(&format!("{pod}-post"))),
+            ("data\n".into(), "data\n".into())
+        );
+    }
+    assert_eq!(t.velero_ran(), Vec::<String>::new());
+    // The second one changed the pod after Reveille, which was asked again, and changed nothing more.
+    let rounds = |audited: &Audited| webhook_calls(audited);
+    assert_eq!(rounds(&t.audited_restore("first").await), [true]);
+    assert_eq!(rounds(&t.audited_restore("last").await), [true, false]);
+}

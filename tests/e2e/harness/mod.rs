@@ -3,6 +3,7 @@
 mod audit;
 mod cluster;
 mod hooks;
+mod injector;
 mod installation;
 mod outcome;
 mod pod;
@@ -13,6 +14,7 @@ mod wait;
 pub(crate) use audit::*;
 pub(crate) use cluster::*;
 pub(crate) use hooks::*;
+pub(crate) use injector::*;
 pub(crate) use installation::*;
 pub(crate) use outcome::*;
 pub(crate) use pod::*;

@@ -1,7 +1,5 @@
 //! Restores as the tests write them.
 
-use std::collections::BTreeMap;
-
 use kube::{
     Api, ResourceExt,
     api::{DynamicObject, PostParams},
@@ -67,7 +65,6 @@ impl<'a> RestoreSpec<'a> {
             scenario: self.scenario,
             name: created.name_any(),
             uid: created.uid().unwrap(),
-            annotations: created.metadata.annotations.unwrap_or_default(),
         }
     }
 
@@ -86,8 +83,6 @@ pub(crate) struct BegunRestore<'a> {
     scenario: &'a Scenario,
     pub(crate) name: String,
     pub(crate) uid: String,
-    /// As it came back from its creation.
-    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 impl BegunRestore<'_> {
@@ -98,7 +93,6 @@ impl BegunRestore<'_> {
             scenario,
             name: name.to_owned(),
             uid: object.uid().unwrap(),
-            annotations: object.metadata.annotations.unwrap_or_default(),
         }
     }
 

@@ -182,6 +182,14 @@ impl Scenario {
         self.read(name).lines().count()
     }
 
+    /// The same for a pod whose volume of traces is an empty one: the kubelet keeps it on this machine.
+    pub(crate) async fn ran_inside(&self, pod: &str, name: &str) -> usize {
+        let uid = self.pods().get(pod).await.unwrap().metadata.uid.unwrap();
+        let volumes = state_folder().join("kubelet/pods").join(uid).join("volumes");
+        let path = volumes.join("kubernetes.io~empty-dir/traces").join(name);
+        fs::read_to_string(path).unwrap_or_default().lines().count()
+    }
+
     /// What stands in a file of the test's folder; nothing if there is none.
     pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.folder.join(name)).unwrap_or_default()
@@ -237,11 +245,43 @@ impl Scenario {
         .await;
     }
 
+    /// Loses the pods of the test's namespace, and nothing else.
+    pub(crate) async fn lose_pods(&self) {
+        let (delete, all) = (DeleteParams::default(), ListParams::default());
+        self.pods().delete_collection(&delete, &all).await.unwrap();
+        eventually("the pods are gone", async || {
+            self.pods().list(&all).await.unwrap().items.is_empty().then_some(())
+        })
+        .await;
+    }
+
+    /// Makes sure that the cluster refuses a pod, and says this.
+    pub(crate) async fn refuses(&self, pod: &PodSpec, words: &str) {
+        eventually("the pod is refused", async || {
+            if let Err(error) = self.try_create(pod.json()).await {
+                assert!(error.to_string().contains(words), "{error}");
+                return Some(());
+            }
+            // The rule is not in force yet.
+            self.lose_pods().await;
+            None
+        })
+        .await;
+    }
+
     /// The beginning of nearly every test: pods run, are backed up and lost. Gives the backup's name.
     pub(crate) async fn back_up_and_lose(&self, pods: &[PodSpec]) -> String {
         self.start(pods).await;
         let backup = self.backup().await;
         self.lose().await;
+        backup
+    }
+
+    /// The same, but the namespace stays. Quicker: its end takes the cluster five seconds.
+    pub(crate) async fn back_up_and_lose_pods(&self, pods: &[PodSpec]) -> String {
+        self.start(pods).await;
+        let backup = self.backup().await;
+        self.lose_pods().await;
         backup
     }
 
