@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::{
+    digest,
     duration::GoDuration,
     hooks::{HookSource, PostHook, Problem, hook::is_false},
 };
@@ -68,6 +68,9 @@ pub struct Plan {
     /// Set when the waiter made the plan because the webhook had not seen the pod: the uid of the pod it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub late_for: Option<String>,
+    /// Velero has written this pod's status from the backup: states older than the pod are not its own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub status_restored: bool,
     /// The commands to run, in this order within a container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub post: Vec<PostHook>,
@@ -141,8 +144,7 @@ impl Plan {
             self.moved,
             self.problems
         ]);
-        let digest = Sha256::digest(content.to_string().as_bytes());
-        self.digest = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.digest = digest::hex(&content.to_string(), 8);
         self
     }
 
@@ -175,6 +177,7 @@ mod tests {
                 planned_at: Timestamp::from_second(second).unwrap(),
                 resolved: true,
                 late_for: None,
+                status_restored: false,
                 post: vec![],
                 init: vec![],
                 moved: BTreeMap::new(),

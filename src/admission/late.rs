@@ -63,21 +63,32 @@ pub fn late_plan(pod: &Value, namespace: &str, context: &LateContext) -> Option<
     let earlier = Earlier::read(&on_pod);
     let effective = earlier.annotations_before(&on_pod);
     let selected = select::select(pod, namespace, &effective, &restore.rules, !restore.marked);
-    let placement = containers::place(pod, &selected.init, &earlier.init_names());
+    let placement = containers::place(pod, &selected.init, &selected.silenced_init, &earlier.init_names());
     let velero_has_seen_it = restore.marked && has_velero_command(&on_pod);
-    let mut post = selected.post;
-    for hook in &mut post {
-        if hook.source == HookSource::Annotation && velero_has_seen_it {
-            hook.left_to_velero = true;
-        } else if let (Some(reason), None) = (context.refused, &hook.error) {
-            hook.error = Some(reason.to_owned());
-        }
-    }
-    let mut init = placement.planned;
+    let (mut post, mut init) = (selected.post, placement.planned);
     for planned in init.iter_mut().filter(|planned| planned.error.is_none()) {
-        if placement.injected.contains(&planned.container) {
-            planned.error = context.refused.map(str::to_owned);
-            planned.missed = planned.error.is_none();
+        planned.missed = placement.injected.contains(&planned.container);
+    }
+    match context.refused {
+        None => {
+            for hook in post.iter_mut().filter(|hook| hook.source == HookSource::Annotation) {
+                hook.left_to_velero = velero_has_seen_it;
+            }
+        }
+        // What stands on the pod is Velero's there, as if Reveille were not installed; of the Restore it is said what is skipped.
+        Some(reason) => {
+            post.retain(|hook| hook.source == HookSource::Spec);
+            init.retain(|planned| planned.source == HookSource::Spec && planned.missed);
+            for hook in &mut post {
+                hook.error.get_or_insert_with(|| reason.to_owned());
+            }
+            for planned in &mut init {
+                planned.missed = false;
+                planned.error = Some(reason.to_owned());
+            }
+            if post.is_empty() && init.is_empty() {
+                return None;
+            }
         }
     }
     let mut problems = selected.problems;
@@ -92,6 +103,7 @@ pub fn late_plan(pod: &Value, namespace: &str, context: &LateContext) -> Option<
             .and_then(|metadata| metadata.get("uid"))
             .and_then(Value::as_str)
             .map(str::to_owned),
+        status_restored: restore.restores_status_of(&effective),
         post,
         init,
         // What an older plan had moved off the pod is put back with this one's.
@@ -212,6 +224,15 @@ mod tests {
             ),
             (Some("no"), Some("no"), false)
         );
+    }
+
+    #[test]
+    fn a_pods_own_hooks_in_a_refused_namespace_are_nobodys_but_veleros() {
+        let annotations = json!({
+            "post.hook.restore.velero.io/command": "own",
+            "init.hook.restore.velero.io/initContainers": "- {name: a, image: b}",
+        });
+        assert_eq!(plan(&pod(&annotations), &restore(true), Some("no")), None);
     }
 
     #[test]

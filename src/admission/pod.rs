@@ -105,9 +105,9 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     let effective = earlier.annotations_before(&on_pod);
     let velero_owned = restore.is_some_and(|restore| !restore.marked);
     let selected = select::select(pod, context.namespace, &effective, rules, velero_owned);
-    let placement = containers::place(pod, &selected.init, &earlier.init_names());
+    let placement = containers::place(pod, &selected.init, &selected.silenced_init, &earlier.init_names());
     if restore.is_some_and(|restore| restore.restores_status_of(&effective)) && !selected.post.is_empty() {
-        return status_restored(reason, selected, placement);
+        return status_restored(&reason, selected, placement);
     }
     let takes_over = restore.is_some_and(|restore| restore.marked)
         && selected.post.iter().any(|hook| hook.source == HookSource::Annotation);
@@ -119,6 +119,7 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
         planned_at: context.now,
         resolved: true,
         late_for: None,
+        status_restored: false,
         post: selected.post,
         init: placement.planned,
         moved: if takes_over {
@@ -163,7 +164,7 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
 
 /// Velero writes the status of such a pod right after its creation, with the metadata from before admission: a plan written
 /// now would be undone. Only the init containers, which stand in the spec, stay; the waiter plans what is left afterwards.
-fn status_restored(reason: String, selected: Selected, placement: Placement) -> PodDecision {
+fn status_restored(reason: &str, selected: Selected, placement: Placement) -> PodDecision {
     let mut problems = selected.problems;
     problems.extend(placement.problems);
     problems.push(Problem::warning(
@@ -214,6 +215,7 @@ fn unresolved(pod: &Value, context: &PodContext, reason: &str) -> PodDecision {
         planned_at: context.now,
         resolved: false,
         late_for: None,
+        status_restored: false,
         post: Vec::new(),
         init: Vec::new(),
         moved: Annotations::new(),

@@ -5,9 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::plan::Plan;
+use crate::{digest, plan::Plan};
 
 /// The frozen plan of one pod of one restore. Only the waiter creates `HookRun`s.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -53,8 +52,7 @@ impl PodIdentity {
     pub fn run_name(&self) -> String {
         // 253 characters are allowed; a pod's name may have as many.
         let cut: String = self.name.chars().take(200).collect();
-        let digest = Sha256::digest(self.uid.as_bytes());
-        let hex: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+        let hex = digest::hex(&self.uid, 5);
         format!("{}-{hex}", cut.trim_end_matches(['.', '-']))
     }
 }
@@ -204,6 +202,8 @@ pub enum InitState {
     Succeeded,
     /// It ended otherwise; the kubelet may start it again.
     Failed,
+    /// It had not ended in time; it may still run.
+    TimedOut,
     /// It is not in the pod: it can't be used as it is written.
     Skipped,
     /// The pod went away before it had ended.
@@ -229,7 +229,7 @@ pub struct InitStatus {
     /// Its last exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// When it last started.
+    /// When it first started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
     /// When it last ended.

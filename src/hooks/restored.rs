@@ -6,12 +6,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{matching::IncludeExclude, restore_spec::Rules};
-use crate::names::{
-    MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESTIC_WAIT, RESTORE_WAIT, RESULT_ANNOTATION, STATUS_ANNOTATION,
-    VELERO_RESTORE_LABEL,
+use crate::{
+    digest,
+    names::{
+        MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESTIC_WAIT, RESTORE_WAIT, RESULT_ANNOTATION,
+        STATUS_ANNOTATION, VELERO_RESTORE_LABEL,
+    },
 };
 
 /// What Reveille knows of a Velero Restore. Read from raw JSON, so that one bad Restore does not hide the others.
@@ -110,6 +112,11 @@ impl RestoreInfo {
         })
     }
 
+    /// A result was promised (it is marked) and has not been written on it.
+    pub fn result_is_open(&self) -> bool {
+        self.marked && self.result.as_deref() == Some("Pending")
+    }
+
     /// Velero is done with it, whatever came of it.
     pub fn finished(&self) -> bool {
         is_terminal(&self.phase)
@@ -149,11 +156,7 @@ pub fn label_value(name: &str) -> Cow<'_, str> {
     if name.len() <= 63 {
         return Cow::Borrowed(name);
     }
-    let hex: String = Sha256::digest(name.as_bytes())
-        .iter()
-        .take(3)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex = digest::hex(name, 3);
     let cut: String = name.chars().take(57).collect();
     Cow::Owned(format!("{cut}{hex}"))
 }

@@ -127,6 +127,7 @@ mod tests {
             planned_at: at(second),
             resolved: true,
             late_for: None,
+            status_restored: false,
             post: vec![],
             init: vec![],
             moved: BTreeMap::from([("k".to_owned(), "v".to_owned())]),

@@ -11,15 +11,15 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Pod};
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
-    core::PartialObjectMeta,
+    api::{ApiResource, DynamicObject, ListParams},
+    core::{PartialObjectMeta, Selector, SelectorExt},
     runtime::{
         WatchStreamExt,
         events::EventType,
         watcher::{self, Event, watcher},
     },
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,8 +31,8 @@ use crate::{
     },
     api::hook_run::PodIdentity,
     hooks::restored::{KnownRestores, RestoreInfo, Restored, label_value, restored},
-    infra::clock,
-    names::{FIELD_MANAGER, INJECTION_LABEL, PLAN_ANNOTATION, QUEUE_LABEL, QUEUE_LABEL_VALUE, VELERO_RESTORE_LABEL},
+    infra::{clock, pod_edit::PodEdit},
+    names::{INJECTION_LABEL, VELERO_RESTORE_LABEL},
     plan::Plan,
 };
 
@@ -119,6 +119,8 @@ pub struct Missed {
     pub mode: Mode,
     /// Namespaces in which nothing may be run.
     pub excluded_namespaces: Vec<String>,
+    /// The labels of namespaces in which something may be run.
+    pub namespace_selector: Selector,
     /// The Restores.
     pub restores: Arc<RestoreTable>,
 }
@@ -141,7 +143,7 @@ impl Missed {
             }
             tokio::select! {
                 () = end.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
+                news = changes.changed() => if news.is_err() { return },
                 event = stream.next() => match event {
                     Some(Ok(Event::Apply(pod) | Event::InitApply(pod))) => {
                         let value = serde_json::to_value(&pod).unwrap_or_default();
@@ -269,20 +271,12 @@ impl Missed {
 
     async fn write(&self, pod: &DynamicObject, namespace: &str, plan: &Plan) -> Result<(), kube::Error> {
         let text = plan.to_text().map_err(kube::Error::SerdeError)?;
-        let patch = json!({"metadata": {
-            "uid": pod.metadata.uid,
-            "resourceVersion": pod.metadata.resource_version,
-            "labels": {QUEUE_LABEL: QUEUE_LABEL_VALUE},
-            "annotations": {PLAN_ANNOTATION: text},
-        }});
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let parameters = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        api.patch_metadata(&pod.name_any(), &parameters, &Patch::Merge(patch))
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let version = pod.metadata.resource_version.as_deref();
+        PodEdit::default()
+            .queue(text)
+            .write(&self.client, namespace, &pod.name_any(), uid, version)
             .await
-            .map(drop)
     }
 
     /// Why nothing may be run in a namespace, if so: the webhook is never asked there.
@@ -290,16 +284,24 @@ impl Missed {
         if self.excluded_namespaces.iter().any(|excluded| excluded == namespace) {
             return Ok(Some(format!("namespace {namespace} is excluded from Reveille")));
         }
-        let found = Api::<Namespace>::all(self.client.clone())
+        let Some(found) = Api::<Namespace>::all(self.client.clone())
             .get_metadata_opt(namespace)
-            .await?;
-        let disabled = found.is_some_and(|found| {
-            found
-                .labels()
-                .get(INJECTION_LABEL)
-                .is_some_and(|value| value == "disabled")
-        });
-        Ok(disabled.then(|| format!("namespace {namespace} has the label {INJECTION_LABEL}=disabled")))
+            .await?
+        else {
+            return Ok(None);
+        };
+        if found
+            .labels()
+            .get(INJECTION_LABEL)
+            .is_some_and(|value| value == "disabled")
+        {
+            return Ok(Some(format!(
+                "namespace {namespace} has the label {INJECTION_LABEL}=disabled"
+            )));
+        }
+        let selected = self.namespace_selector.matches(found.labels());
+        Ok((!selected)
+            .then(|| format!("namespace {namespace} is not among those that webhook.namespaceSelector selects")))
     }
 
     /// Decides about a pod whose Restore could not be told at admission.

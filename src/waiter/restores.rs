@@ -12,13 +12,13 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch},
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
     },
 };
-use serde_json::json;
+use serde_json::{Map, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -29,8 +29,8 @@ use super::{
 use crate::{
     api::HookRun,
     hooks::restored::{RestoreInfo, label_value},
-    infra::clock,
-    names::{FIELD_MANAGER, QUEUE_LABEL, RESULT_ANNOTATION, VELERO_RESTORE_LABEL},
+    infra::{clock, pod_edit::parameters},
+    names::{QUEUE_LABEL, RESULT_ANNOTATION, VELERO_RESTORE_LABEL},
     result::{self, Verdict},
 };
 
@@ -96,7 +96,7 @@ impl Keeper {
         let restore = serde_json::to_value(object).ok().as_ref().and_then(RestoreInfo::read)?;
         let uid = restore.uid.clone();
         // One that was over before anybody here saw it is looked through only if it was promised a result.
-        let of_interest = restore.started.is_some() && (!restore.finished() || result_is_open(&restore));
+        let of_interest = restore.started.is_some() && (!restore.finished() || restore.result_is_open());
         self.missed.restores.put(restore);
         if of_interest && !self.followers.contains_key(&uid) {
             let done = CancellationToken::new();
@@ -117,7 +117,7 @@ impl Keeper {
         self.followers.retain(|uid, _| alive.contains(uid.as_str()));
         for restore in all
             .iter()
-            .filter(|restore| restore.finished() && result_is_open(restore))
+            .filter(|restore| restore.finished() && restore.result_is_open())
         {
             let looked_through = self
                 .followers
@@ -131,11 +131,6 @@ impl Keeper {
             }
         }
     }
-}
-
-/// A result was promised and has not been written.
-fn result_is_open(restore: &RestoreInfo) -> bool {
-    restore.marked && restore.result.as_deref() == Some("Pending")
 }
 
 /// Judges a restore that Velero has finished, and writes the result if there is one.
@@ -156,33 +151,35 @@ async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result
     if current.metadata.uid.as_deref() != Some(&restore.uid) {
         return Ok(());
     }
-    let mut patch = json!({
+    let status = current.data.get("status");
+    // Velero may have counted hooks of its own (those that were left to it).
+    let theirs = |field: &str| {
+        status
+            .and_then(|status| status.get("hookStatus")?.get(field)?.as_u64())
+            .unwrap_or_default()
+    };
+    let number = |own: usize, field: &str| theirs(field).saturating_add(u64::try_from(own).unwrap_or(u64::MAX));
+    let counts = json!({
+        "hooksAttempted": number(attempted, "hooksAttempted"),
+        "hooksFailed": number(failed, "hooksFailed"),
+    });
+    let phase = status.and_then(|status| status.get("phase")?.as_str());
+    let turns_bad = matches!(verdict, Verdict::Failed(_)) && phase == Some("Completed");
+    let mut new_status = Map::new();
+    if attempted > 0 {
+        new_status.insert("hookStatus".to_owned(), counts);
+    }
+    if turns_bad {
+        new_status.insert("phase".to_owned(), json!("PartiallyFailed"));
+    }
+    let patch = json!({
         "metadata": {
             "resourceVersion": current.metadata.resource_version,
             "annotations": {RESULT_ANNOTATION: verdict.word()},
         },
+        "status": new_status,
     });
-    let status = current.data.get("status");
-    if attempted > 0 {
-        // Velero may have counted hooks of its own (those that were left to it).
-        let theirs = |field: &str| {
-            status
-                .and_then(|status| status.get("hookStatus")?.get(field)?.as_u64())
-                .unwrap_or_default()
-        };
-        let number = |own: usize, field: &str| theirs(field) + u64::try_from(own).unwrap_or(u64::MAX);
-        let counts = json!({"hooksAttempted": number(attempted, "hooksAttempted"), "hooksFailed": number(failed, "hooksFailed")});
-        patch["status"] = json!({"hookStatus": counts});
-    }
-    let phase = status.and_then(|status| status.get("phase")?.as_str());
-    if matches!(verdict, Verdict::Failed(_)) && phase == Some("Completed") {
-        patch["status"]["phase"] = json!("PartiallyFailed");
-    }
-    let parameters = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    match api.patch(&restore.name, &parameters, &Patch::Merge(patch)).await {
+    match api.patch(&restore.name, &parameters(), &Patch::Merge(patch)).await {
         Ok(_) => {
             tracing::info!(
                 restore = restore.name,

@@ -35,6 +35,7 @@ fn spec(post: Vec<PostHook>) -> HookRunSpec {
         planned_at: at(0),
         resolved: true,
         late_for: None,
+        status_restored: false,
         post,
         init: vec![],
         moved: BTreeMap::new(),
@@ -359,6 +360,27 @@ fn init_containers_are_observed_and_never_fail_the_run() {
     assert_eq!(
         (gone.init[0].state, gone.phase),
         (InitState::Unknown, RunPhase::Succeeded)
+    );
+}
+
+#[test]
+fn an_init_container_that_takes_too_long_is_recorded_and_holds_nothing_up() {
+    let mut spec = with_init();
+    spec.plan.init[0].timeout = GoDuration::from_secs(60);
+    let first = first_status(&spec, at(0));
+    let mut pod = pod(&[]);
+    let running = ContainerView {
+        running: true,
+        started_at: Some(at(10)),
+        ..ContainerView::default()
+    };
+    pod.containers.insert("prepare".to_owned(), running);
+    let seen = recorded(step(&spec, &first, Some(&pod), 11));
+    assert_eq!(step(&spec, &seen, Some(&pod), 12), Step::Wait(Some(at(70))));
+    let end = recorded(step(&spec, &seen, Some(&pod), 70));
+    assert_eq!(
+        (end.init[0].state, end.phase),
+        (InitState::TimedOut, RunPhase::Succeeded)
     );
 }
 

@@ -1,0 +1,173 @@
+//! Reveille on the cluster: installed once, shared by most tests, and for some alone to themselves.
+
+use std::{env, fs, path::Path, time::SystemTime};
+
+use kube::{
+    Api, Client,
+    api::{DynamicObject, PostParams},
+};
+use reveille::names::{MODE_ANNOTATION, OWNER_ANNOTATION};
+use serde_json::json;
+use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::{REVEILLE, VELERO, cluster_name, cluster_script, eventually, kubectl, must_run, velero_resource};
+
+static INSTALLATION: RwLock<()> = RwLock::const_new(());
+static INSTALLED: OnceCell<()> = OnceCell::const_new();
+
+/// As long as it is held the installation is the ordinary one.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    _guard: RwLockReadGuard<'static, ()>,
+}
+
+impl Shared {
+    pub(crate) async fn take(client: &Client) -> Self {
+        let guard = INSTALLATION.read().await;
+        INSTALLED.get_or_init(|| first_install(client)).await;
+        Self { _guard: guard }
+    }
+}
+
+/// As long as it is held no other test runs.
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    _guard: RwLockWriteGuard<'static, ()>,
+}
+
+impl Quiet {
+    pub(crate) async fn take(client: &Client) -> Self {
+        let guard = INSTALLATION.write().await;
+        INSTALLED.get_or_init(|| first_install(client)).await;
+        Self { _guard: guard }
+    }
+}
+
+/// As long as it is held no other test runs, and the installation may be changed. In the end all is as it was, also after a panic.
+#[derive(Debug)]
+pub(crate) struct Alone {
+    _quiet: Quiet,
+}
+
+impl Alone {
+    pub(crate) async fn take(client: &Client) -> Self {
+        Self {
+            _quiet: Quiet::take(client).await,
+        }
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        install(&[]);
+        scale_velero(1);
+    }
+}
+
+async fn first_install(client: &Client) {
+    if let Some(archive) = env::var_os("REVEILLE_IMAGE_TAR") {
+        cluster_script(&["load", &cluster_name(), &archive.to_string_lossy()]);
+    }
+    install(&[]);
+    webhook_answers(client).await;
+}
+
+/// Installs the chart, or brings it to these values, and waits until it is up.
+pub(crate) fn install(values: &[&str]) {
+    let image = format!("podAnnotations.e2e-image={}", image_stamp());
+    let mut arguments = vec![
+        "upgrade",
+        "--install",
+        "reveille",
+        "charts/reveille",
+        "--namespace",
+        REVEILLE,
+    ];
+    arguments.extend([
+        "--create-namespace",
+        "--wait",
+        "--timeout",
+        "120s",
+        "--set-string",
+        &image,
+    ]);
+    for value in values {
+        arguments.extend(["--set-string", value]);
+    }
+    must_run("helm", &arguments);
+}
+
+/// Changes with the image, so that an upgrade starts new pods although the tag is the same.
+fn image_stamp() -> String {
+    let archive = env::var("REVEILLE_IMAGE_TAR").unwrap_or_default();
+    let Ok(metadata) = fs::metadata(Path::new(&archive)) else {
+        return "none".to_owned();
+    };
+    let modified = metadata.modified().expect("a file has a time");
+    let seconds = modified
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
+    format!("{}-{seconds}", metadata.len())
+}
+
+/// Takes the chart off the cluster.
+pub(crate) fn uninstall() {
+    must_run("helm", &["uninstall", "reveille", "--namespace", REVEILLE, "--wait"]);
+}
+
+/// Stops or starts Reveille, all of it.
+pub(crate) fn scale_reveille(replicas: u32) {
+    scale(REVEILLE, "deployment/reveille", replicas);
+}
+
+/// Stops or starts Velero's server.
+pub(crate) fn scale_velero(replicas: u32) {
+    scale(VELERO, "deployment/velero", replicas);
+}
+
+fn scale(namespace: &str, what: &str, replicas: u32) {
+    let name = what.rsplit('/').next().unwrap();
+    kubectl(&["-n", namespace, "scale", what, &format!("--replicas={replicas}")]);
+    if replicas > 0 {
+        kubectl(&["-n", namespace, "rollout", "status", what, "--timeout=120s"]);
+    } else {
+        // Velero's pods are labelled `deploy`, Reveille's in the usual way.
+        for label in [format!("deploy={name}"), format!("app.kubernetes.io/name={name}")] {
+            kubectl(&[
+                "-n",
+                namespace,
+                "wait",
+                "pod",
+                "-l",
+                &label,
+                "--for=delete",
+                "--timeout=120s",
+            ]);
+        }
+    }
+}
+
+/// Waits until the API server reaches the webhook: a dry run of a Restore comes back marked.
+pub(crate) async fn webhook_answers(client: &Client) {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), VELERO, &velero_resource("Restore"));
+    let restore: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "velero.io/v1", "kind": "Restore",
+        "metadata": {"generateName": "e2e-probe-", "annotations": {MODE_ANNOTATION: "takeover"}},
+        "spec": {"backupName": "none"},
+    }))
+    .unwrap();
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    eventually("the webhook marks a Restore", async || {
+        let answer = api.create(&dry_run, &restore).await.expect("a dry run is allowed");
+        answer
+            .metadata
+            .annotations?
+            .contains_key(OWNER_ANNOTATION)
+            .then_some(())
+    })
+    .await;
+}

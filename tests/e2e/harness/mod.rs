@@ -1,0 +1,23 @@
+//! What the tests are written with.
+
+mod audit;
+mod cluster;
+mod hooks;
+mod injector;
+mod installation;
+mod outcome;
+mod pod;
+mod restore;
+mod scenario;
+mod wait;
+
+pub(crate) use audit::*;
+pub(crate) use cluster::*;
+pub(crate) use hooks::*;
+pub(crate) use injector::*;
+pub(crate) use installation::*;
+pub(crate) use outcome::*;
+pub(crate) use pod::*;
+pub(crate) use restore::*;
+pub(crate) use scenario::*;
+pub(crate) use wait::*;

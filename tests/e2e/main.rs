@@ -1,0 +1,26 @@
+//! End-to-end tests: a real API server, kubelet and Velero, and Reveille installed by its chart. `make test` runs them.
+//!
+//! Every test has a namespace of its own and says what it counts: each hook command appends a line to a file of the test's
+//! folder on this machine, so "ran exactly once" is read from the disk and not from what Reveille says about itself.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
+
+mod harness;
+
+mod again;
+mod annotations;
+mod bad_input;
+mod cluster_rules;
+mod outages;
+mod ownership;
+mod restore_spec;
+mod running;
+mod status;
+mod untouched;
+mod volumes;
