@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod api;
 pub mod cli;
+pub mod digest;
 pub mod duration;
 pub mod hooks;
 pub mod infra;

@@ -2,6 +2,8 @@
 
 /// Velero's label on everything it creates; its value is [`crate::hooks::restored::label_value`] of the Restore's name.
 pub const VELERO_RESTORE_LABEL: &str = "velero.io/restore-name";
+/// Velero's annotation on an object: restore its status too (`true`), or not (`false`), whatever the Restore says.
+pub const STATUS_ANNOTATION: &str = "velero.io/restore-status";
 /// Velero leaves objects with this label out of backups.
 pub const EXCLUDE_FROM_BACKUP_LABEL: &str = "velero.io/exclude-from-backup";
 

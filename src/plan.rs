@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::{
+    digest,
     duration::GoDuration,
-    hooks::{HookSource, PostHook, Problem},
+    hooks::{HookSource, PostHook, Problem, hook::is_false},
 };
 
 /// The version of plans and `HookRun`s that this build writes. A newer one waits, with an Event, and is never dropped.
@@ -45,6 +45,9 @@ pub struct PlannedInit {
     /// Why it is not in the pod, if so: it is then recorded as Skipped with this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// It should be in the pod and is not: the pod was created while the webhook could not be reached.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub missed: bool,
 }
 
 /// What is to happen in one restored pod.
@@ -62,6 +65,12 @@ pub struct Plan {
     /// False when the webhook could not tell whether, or by which Restore, the pod is restored: the waiter decides.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub resolved: bool,
+    /// Set when the waiter made the plan because the webhook had not seen the pod: the uid of the pod it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_for: Option<String>,
+    /// Velero has written this pod's status from the backup: states older than the pod are not its own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub status_restored: bool,
     /// The commands to run, in this order within a container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub post: Vec<PostHook>,
@@ -135,8 +144,7 @@ impl Plan {
             self.moved,
             self.problems
         ]);
-        let digest = Sha256::digest(content.to_string().as_bytes());
-        self.digest = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.digest = digest::hex(&content.to_string(), 8);
         self
     }
 
@@ -168,6 +176,8 @@ mod tests {
                 restore: None,
                 planned_at: Timestamp::from_second(second).unwrap(),
                 resolved: true,
+                late_for: None,
+                status_restored: false,
                 post: vec![],
                 init: vec![],
                 moved: BTreeMap::new(),

@@ -93,11 +93,13 @@ pub fn judge_runs(runs: &[&HookRun]) -> Verdict {
 
 /// The numbers for `status.hookStatus`: hooks attempted, and of them those that did not succeed.
 pub fn counts(runs: &[&HookRun]) -> (usize, usize) {
+    // What Velero runs, Velero counts.
     let states = || {
         runs.iter()
             .flat_map(|run| run.status.iter())
             .flat_map(|status| &status.post)
             .map(|post| post.state)
+            .filter(|state| *state != HookState::LeftToVelero)
     };
     (
         states().count(),

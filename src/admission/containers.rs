@@ -41,12 +41,13 @@ enum Slot<'a> {
     New(&'a InitHook),
 }
 
-/// Decides where the hooks' containers go. `leftovers`: names that an older plan on this pod lists.
-pub fn place(pod: &Value, hooks: &[InitHook], leftovers: &BTreeSet<String>) -> Placement {
+/// Decides where the hooks' containers go. `silenced`: hooks whose containers must not stand in the pod. `leftovers`: names
+/// that an older plan on this pod lists.
+pub fn place(pod: &Value, hooks: &[InitHook], silenced: &[InitHook], leftovers: &BTreeSet<String>) -> Placement {
     let present = pod_containers(pod, "initContainers");
     let mut placement = Placement::default();
     let claims = claim(pod, hooks, leftovers, &mut placement);
-    let dropped = leftover_indexes(present, hooks, leftovers, &claims);
+    let dropped = leftover_indexes(present, hooks, silenced, leftovers, &claims);
 
     let block: Vec<Slot> = hooks
         .iter()
@@ -116,6 +117,7 @@ fn claim(pod: &Value, hooks: &[InitHook], leftovers: &BTreeSet<String>, placemen
             container: hook.container_name().to_owned(),
             timeout: hook.timeout,
             error: hook.error.clone(),
+            missed: false,
         };
         let found = present.iter().enumerate().find(|(index, container)| {
             let free = !taken.contains(index) && container_name(container).is_none_or(|name| !names.contains(name));
@@ -217,10 +219,12 @@ fn does_the_work_of(container: &Value, hook: &InitHook) -> bool {
     named_so && container.get("image") == hook.container.get("image") && command(container) == command(&hook.container)
 }
 
-/// Containers of an earlier restore: named in an older plan, or doing the work of a hook that another one already does.
+/// Containers that go: of an earlier restore (named in an older plan, or doing the work of a hook that another one already
+/// does), or of a silenced hook.
 fn leftover_indexes(
     present: &[Value],
     hooks: &[InitHook],
+    silenced: &[InitHook],
     leftovers: &BTreeSet<String>,
     claims: &[Claim],
 ) -> BTreeSet<usize> {
@@ -242,7 +246,11 @@ fn leftover_indexes(
         .collect();
     let is_leftover = |container: &Value| {
         container_name(container).is_some_and(|name| leftovers.contains(name))
-            || served.iter().any(|hook| does_the_work_of(container, hook))
+            || served
+                .iter()
+                .copied()
+                .chain(silenced)
+                .any(|hook| does_the_work_of(container, hook))
     };
     present
         .iter()

@@ -1,6 +1,7 @@
 //! What admission does to an object. Pure: the same functions serve the webhook and `reveille preview`.
 
 pub mod containers;
+pub mod late;
 pub mod patch;
 pub mod pod;
 pub mod restore;

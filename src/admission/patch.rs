@@ -3,7 +3,7 @@
 use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation, jsonptr::PointerBuf};
 use serde_json::{Map, Value};
 
-fn pointer<'a>(tokens: &[&'a str]) -> PointerBuf {
+fn pointer(tokens: &[&str]) -> PointerBuf {
     PointerBuf::from_tokens(tokens.iter().copied())
 }
 

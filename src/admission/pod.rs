@@ -7,16 +7,20 @@ use json_patch::PatchOperation;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Mode, containers, patch};
+use super::{
+    Mode,
+    containers::{self, Placement},
+    patch,
+};
 use crate::{
     hooks::{
-        PostHook, Problem,
+        HookSource, PostHook, Problem,
         annotations::{self, Annotations},
         restore_spec::Rules,
         restored::{RestoreInfo, Restored},
-        select,
+        select::{self, Selected},
     },
-    names::{PLAN_ANNOTATION, QUEUE_LABEL, QUEUE_LABEL_VALUE, RUN_ANNOTATION},
+    names::{PLAN_ANNOTATION, QUEUE_LABEL, QUEUE_LABEL_VALUE, RUN_ANNOTATION, STATUS_ANNOTATION},
     plan::{self, Plan, RestoreRef},
 };
 
@@ -101,12 +105,12 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     let effective = earlier.annotations_before(&on_pod);
     let velero_owned = restore.is_some_and(|restore| !restore.marked);
     let selected = select::select(pod, context.namespace, &effective, rules, velero_owned);
-    let placement = containers::place(pod, &selected.init, &earlier.init_names());
+    let placement = containers::place(pod, &selected.init, &selected.silenced_init, &earlier.init_names());
+    if restore.is_some_and(|restore| restore.restores_status_of(&effective)) && !selected.post.is_empty() {
+        return status_restored(&reason, selected, placement);
+    }
     let takes_over = restore.is_some_and(|restore| restore.marked)
-        && selected
-            .post
-            .iter()
-            .any(|hook| hook.name == crate::names::FROM_ANNOTATION);
+        && selected.post.iter().any(|hook| hook.source == HookSource::Annotation);
     let mut problems = selected.problems;
     problems.extend(placement.problems);
     let plan = Plan {
@@ -114,6 +118,8 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
         restore: restore.map(reference),
         planned_at: context.now,
         resolved: true,
+        late_for: None,
+        status_restored: false,
         post: selected.post,
         init: placement.planned,
         moved: if takes_over {
@@ -156,6 +162,26 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     decision
 }
 
+/// Velero writes the status of such a pod right after its creation, with the metadata from before admission: a plan written
+/// now would be undone. Only the init containers, which stand in the spec, stay; the waiter plans what is left afterwards.
+fn status_restored(reason: &str, selected: Selected, placement: Placement) -> PodDecision {
+    let mut problems = selected.problems;
+    problems.extend(placement.problems);
+    problems.push(Problem::warning(
+        STATUS_ANNOTATION,
+        "Velero restores this pod's status and with it its metadata from before admission: post hooks in its annotations are left to Velero",
+    ));
+    PodDecision {
+        restored: true,
+        reason: format!("{reason}, and restores the pod's status"),
+        operations: placement.operations,
+        injected: placement.injected,
+        problems,
+        explanations: selected.explanations,
+        ..PodDecision::default()
+    }
+}
+
 /// The mode that holds for a Restore. An unreadable annotation is reported when the Restore is admitted; here it counts as absent.
 pub fn mode_of(restore: Option<&RestoreInfo>, configured: Mode) -> Mode {
     restore
@@ -188,6 +214,8 @@ fn unresolved(pod: &Value, context: &PodContext, reason: &str) -> PodDecision {
         restore: None,
         planned_at: context.now,
         resolved: false,
+        late_for: None,
+        status_restored: false,
         post: Vec::new(),
         init: Vec::new(),
         moved: Annotations::new(),
@@ -211,14 +239,14 @@ fn unresolved(pod: &Value, context: &PodContext, reason: &str) -> PodDecision {
 
 /// What an earlier admission left on the pod.
 #[derive(Debug, Default)]
-struct Earlier {
-    plan: Option<Plan>,
+pub(super) struct Earlier {
+    pub(super) plan: Option<Plan>,
     /// The Restore of the plan, also when a newer Reveille wrote it.
-    restore_uid: Option<String>,
+    pub(super) restore_uid: Option<String>,
 }
 
 impl Earlier {
-    fn read(annotations: &Annotations) -> Self {
+    pub(super) fn read(annotations: &Annotations) -> Self {
         #[derive(Deserialize)]
         struct Peek {
             restore: Option<PeekRestore>,
@@ -238,13 +266,13 @@ impl Earlier {
     }
 
     /// The pod's annotations as they were before the earlier admission moved some into its plan.
-    fn annotations_before(&self, on_pod: &Annotations) -> Annotations {
+    pub(super) fn annotations_before(&self, on_pod: &Annotations) -> Annotations {
         let mut annotations = self.plan.as_ref().map(|plan| plan.moved.clone()).unwrap_or_default();
         annotations.extend(on_pod.clone());
         annotations
     }
 
-    fn init_names(&self) -> BTreeSet<String> {
+    pub(super) fn init_names(&self) -> BTreeSet<String> {
         let placed = self
             .plan
             .iter()

@@ -126,7 +126,7 @@ fn give_back(restore: &Value, decision: &mut RestoreDecision) {
     };
     match serde_json::from_str::<Value>(text) {
         Ok(hooks) if restore.get("spec").is_some_and(Value::is_object) => {
-            decision.operations.push(patch::add(&["spec", "hooks"], hooks))
+            decision.operations.push(patch::add(&["spec", "hooks"], hooks));
         }
         Ok(_) => {}
         Err(error) => {

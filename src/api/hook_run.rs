@@ -1,13 +1,12 @@
 //! `HookRun`: what is to happen in one restored pod, and what became of it. It outlives the pod.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::plan::Plan;
+use crate::{digest, plan::Plan};
 
 /// The frozen plan of one pod of one restore. Only the waiter creates `HookRun`s.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -53,8 +52,7 @@ impl PodIdentity {
     pub fn run_name(&self) -> String {
         // 253 characters are allowed; a pod's name may have as many.
         let cut: String = self.name.chars().take(200).collect();
-        let digest = Sha256::digest(self.uid.as_bytes());
-        let hex: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+        let hex = digest::hex(&self.uid, 5);
         format!("{}-{hex}", cut.trim_end_matches(['.', '-']))
     }
 }
@@ -106,6 +104,8 @@ pub enum HookState {
     Skipped,
     /// It was started, and nobody knows how it ended.
     Unknown,
+    /// It is Velero's to run: Velero saw it because the webhook was not asked. Its result stands in Velero's status.
+    LeftToVelero,
 }
 
 impl HookState {
@@ -131,6 +131,10 @@ pub struct HookRunStatus {
     /// The init containers, in the order of the plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init: Vec<InitStatus>,
+    /// What is out of the ordinary: `AdmissionMissed`, `InjectionMissed`, `LeftToVelero`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
     /// When the first hook was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
@@ -198,10 +202,14 @@ pub enum InitState {
     Succeeded,
     /// It ended otherwise; the kubelet may start it again.
     Failed,
+    /// It had not ended in time; it may still run.
+    TimedOut,
     /// It is not in the pod: it can't be used as it is written.
     Skipped,
     /// The pod went away before it had ended.
     Unknown,
+    /// It should be in the pod and is not: the webhook was not asked when the pod was created.
+    InjectionMissed,
 }
 
 /// What became of one init container.
@@ -221,7 +229,7 @@ pub struct InitStatus {
     /// Its last exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// When it last started.
+    /// When it first started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
     /// When it last ended.

@@ -3,6 +3,7 @@
 pub mod crd;
 pub mod preview;
 mod preview_text;
+pub mod release;
 pub mod status;
 mod status_table;
 
@@ -27,6 +28,7 @@ enum Command {
     Waiter(Box<waiter::WaiterArgs>),
     Status(status::StatusArgs),
     Preview(preview::PreviewArgs),
+    Release(release::ReleaseArgs),
     /// Prints the custom resource definitions as YAML.
     Crd,
 }
@@ -44,6 +46,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Status(args) => return status::run(args).await,
         Command::Preview(args) => return preview::run(args).await,
+        Command::Release(args) => return release::run(args).await,
         Command::Crd => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -115,6 +115,7 @@ impl From<PostHook> for PreviewHook {
             wait_timeout,
             wait_for_ready,
             error: _,
+            left_to_velero: _,
         } = hook;
         Self {
             name,

@@ -126,11 +126,15 @@ async fn read(client: &Client, wanted: Option<&str>) -> anyhow::Result<Vec<Resto
         Some(name) => ListParams::default().labels(&format!("{VELERO_RESTORE_LABEL}={}", label_value(name))),
         None => ListParams::default(),
     };
-    let runs = Api::<HookRun>::all(client.clone())
+    let mut runs = Api::<HookRun>::all(client.clone())
         .list(&parameters)
         .await
         .context("can't list HookRuns: is Reveille installed?")?
         .items;
+    for run in &mut runs {
+        // Long, and of no use to anybody who asks what became of a hook.
+        run.metadata.managed_fields = None;
+    }
     let is_wanted = |restore: &RestoreRef| {
         name.is_none_or(|name| restore.name == name) && namespace.is_none_or(|namespace| restore.namespace == namespace)
     };
@@ -172,9 +176,15 @@ async fn read(client: &Client, wanted: Option<&str>) -> anyhow::Result<Vec<Resto
         };
         let references: Vec<&HookRun> = runs.iter().collect();
         let verdict = match restore {
-            // Only a Restore that Reveille owns is waited for to its end; of others there are only the runs.
             Some(restore) => result::judge(restore, unplanned, &references, clock::now()),
             None => result::judge_runs(&references),
+        };
+        // Whoever reads the Restore next should find what is said here.
+        let verdict = match (restore, verdict) {
+            (Some(restore), Verdict::Succeeded | Verdict::Failed(_)) if restore.result_is_open() => {
+                Verdict::Pending("the result is being written on the Restore".to_owned())
+            }
+            (_, verdict) => verdict,
         };
         let message = match &verdict {
             Verdict::Pending(message) | Verdict::Failed(message) => message.clone(),

@@ -156,7 +156,7 @@ fn one_line(text: &str) -> String {
 }
 
 fn totals(status: &RestoreStatus) -> String {
-    let states = || {
+    let ended_as = || {
         status
             .runs
             .iter()
@@ -164,7 +164,7 @@ fn totals(status: &RestoreStatus) -> String {
             .flat_map(|status| &status.post)
             .map(|post| post.state)
     };
-    let all = states().count();
+    let all = ended_as().count();
     let mut parts = Vec::new();
     for state in [
         HookState::Succeeded,
@@ -174,10 +174,11 @@ fn totals(status: &RestoreStatus) -> String {
         HookState::Cancelled,
         HookState::Skipped,
         HookState::Unknown,
+        HookState::LeftToVelero,
         HookState::Started,
         HookState::Waiting,
     ] {
-        let count = states().filter(|other| *other == state).count();
+        let count = ended_as().filter(|other| *other == state).count();
         if count > 0 {
             parts.push(format!("{count} {state:?}"));
         }
@@ -187,5 +188,12 @@ fn totals(status: &RestoreStatus) -> String {
     } else {
         format!(": {}", parts.join(", "))
     };
-    format!("{} pods, {all} post hooks{detail}", status.runs.len())
+    {
+        let pods = plural(status.runs.len(), "pod");
+        format!("{pods}, {}{detail}", plural(all, "post hook"))
+    }
+}
+
+fn plural(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

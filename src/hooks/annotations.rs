@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::{
     hook::{DEFAULT_EXEC_TIMEOUT, HookSource, InitHook, OnError, PostHook, Problem},
     values,
 };
 use crate::{
+    digest,
     duration::GoDuration,
     names::{FROM_ANNOTATION, GENERATED_INIT_PREFIX, INIT_PREFIX, POST_PREFIX, REVEILLE_DOMAIN, VELERO_DOMAIN},
 };
@@ -117,7 +117,6 @@ impl<'a> Reader<'a> {
 
     /// Reads an optional value with `parse`; a value that does not parse is an error and gives `None`.
     fn value<T>(
-        &mut self,
         found: Option<Found<'a>>,
         errors: &mut Vec<Problem>,
         parse: fn(&str) -> Result<T, String>,
@@ -158,15 +157,13 @@ impl<'a> Reader<'a> {
         let given = found.is_some();
         // An unreadable mode counts as the strict one: its author wanted to be told.
         let unreadable = if given { OnError::Fail } else { OnError::default() };
-        let on_error = self.value(found, &mut errors, values::on_error).unwrap_or(unreadable);
+        let on_error = Self::value(found, &mut errors, values::on_error).unwrap_or(unreadable);
         let found = self.find(POST_PREFIX, "exec-timeout");
-        let exec_timeout = self
-            .value(found, &mut errors, values::limit)
-            .filter(|limit| !limit.is_zero());
+        let exec_timeout = Self::value(found, &mut errors, values::limit).filter(|limit| !limit.is_zero());
         let found = self.find(POST_PREFIX, "wait-timeout");
-        let wait_timeout = self.value(found, &mut errors, values::limit).unwrap_or_default();
+        let wait_timeout = Self::value(found, &mut errors, values::limit).unwrap_or_default();
         let found = self.find(POST_PREFIX, "wait-for-ready");
-        let wait_for_ready = self.value(found, &mut errors, values::boolean).unwrap_or_default();
+        let wait_for_ready = Self::value(found, &mut errors, values::boolean).unwrap_or_default();
         let error = join(&errors);
         self.problems.extend(errors);
         Some(PostHook {
@@ -179,6 +176,7 @@ impl<'a> Reader<'a> {
             wait_timeout,
             wait_for_ready,
             error,
+            left_to_velero: false,
         })
     }
 
@@ -208,7 +206,7 @@ impl<'a> Reader<'a> {
         }
         let mut errors = Vec::new();
         let found = self.find(INIT_PREFIX, "timeout");
-        let timeout = self.value(found, &mut errors, values::limit).unwrap_or_default();
+        let timeout = Self::value(found, &mut errors, values::limit).unwrap_or_default();
         let error = join(&errors);
         self.problems.extend(errors);
         let mut hooks = Vec::new();
@@ -319,11 +317,10 @@ pub(super) fn container_error(container: &Value) -> Option<String> {
 
 /// The same name for the same container each time, so that a second call or a second restore recognises it.
 fn generated_name_for(image: &str, command: &[String]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(json!([image, command]).to_string());
-    let digest = hash.finalize();
-    let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("{GENERATED_INIT_PREFIX}{hex}")
+    format!(
+        "{GENERATED_INIT_PREFIX}{}",
+        digest::hex(&json!([image, command]).to_string(), 4)
+    )
 }
 
 /// All messages of a hook's errors in one, or `None`.

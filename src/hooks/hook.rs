@@ -56,6 +56,14 @@ pub struct PostHook {
     /// Why this hook can't be run, if so: it is then recorded as Skipped with this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Velero has seen this hook, because the webhook did not: it is Velero's to run, and is only recorded.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub left_to_velero: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+pub(crate) fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// One container to stand in a restored pod's `initContainers`.

@@ -64,7 +64,9 @@ impl Rules {
             match annotation(MOVED_HOOKS_ANNOTATION) {
                 Some(text) => {
                     rules.read_text(text, MOVED_HOOKS_ANNOTATION, "spec.hooks", Kinds::Post);
-                    rules.read(spec, "spec.hooks", Kinds::Init);
+                    let mut rest = Self::default();
+                    rest.read(spec, "spec.hooks", Kinds::Init);
+                    rules.take_init_of(rest);
                 }
                 None => rules.read(spec, "spec.hooks", Kinds::All),
             }
@@ -73,6 +75,26 @@ impl Rules {
             rules.read_text(text, HOOKS_ANNOTATION, HOOKS_ANNOTATION, Kinds::All);
         }
         rules
+    }
+
+    /// Joins the init hooks that stayed in the spec with the post hooks that were moved off it: both stand at the same path.
+    fn take_init_of(&mut self, rest: Self) {
+        for rule in rest.rules {
+            match self
+                .rules
+                .iter_mut()
+                .find(|own| own.path == rule.path && own.name == rule.name)
+            {
+                Some(own) => own.init = rule.init,
+                None => self.rules.push(rule),
+            }
+        }
+        let news = rest
+            .problems
+            .into_iter()
+            .filter(|problem| !self.problems.contains(problem))
+            .collect::<Vec<_>>();
+        self.problems.extend(news);
     }
 
     fn read_text(&mut self, text: &str, source: &str, path: &str, kinds: Kinds) {
@@ -211,7 +233,6 @@ impl Parser<'_> {
 
     /// Reads a text value under the first of `keys` that is there; what does not parse goes to `errors`.
     fn text<T>(
-        &self,
         object: &Value,
         path: &str,
         keys: &[&str],
@@ -256,17 +277,13 @@ impl Parser<'_> {
             .and_then(Value::as_str)
             .is_some_and(|text| !text.is_empty());
         let unreadable = if given { OnError::Fail } else { OnError::default() };
-        let on_error = self
-            .text(exec, path, &["onError"], &mut errors, values::on_error)
-            .unwrap_or(unreadable);
-        let exec_timeout = self.text(exec, path, &["execTimeout", "timeout"], &mut errors, values::limit);
-        let wait_timeout = self.text(exec, path, &["waitTimeout", "readyTimeout"], &mut errors, values::limit);
-        let wait_for_ready = self
-            .text(exec, path, &["waitForReady"], &mut errors, values::boolean)
-            .unwrap_or_default();
-        let container = self
-            .text(exec, path, &["container"], &mut errors, |text| Ok(text.to_owned()))
-            .unwrap_or_default();
+        let on_error = Self::text(exec, path, &["onError"], &mut errors, values::on_error).unwrap_or(unreadable);
+        let exec_timeout = Self::text(exec, path, &["execTimeout", "timeout"], &mut errors, values::limit);
+        let wait_timeout = Self::text(exec, path, &["waitTimeout", "readyTimeout"], &mut errors, values::limit);
+        let wait_for_ready =
+            Self::text(exec, path, &["waitForReady"], &mut errors, values::boolean).unwrap_or_default();
+        let container =
+            Self::text(exec, path, &["container"], &mut errors, |text| Ok(text.to_owned())).unwrap_or_default();
         let command = match exec.get("command") {
             Some(Value::Array(list)) if !list.is_empty() => list
                 .iter()
@@ -299,6 +316,7 @@ impl Parser<'_> {
             wait_timeout: wait_timeout.unwrap_or_default(),
             wait_for_ready,
             error,
+            left_to_velero: false,
         }
     }
 
@@ -307,9 +325,7 @@ impl Parser<'_> {
             return Vec::new();
         };
         let mut errors = Vec::new();
-        let timeout = self
-            .text(init, path, &["timeout"], &mut errors, values::limit)
-            .unwrap_or(GoDuration::ZERO);
+        let timeout = Self::text(init, path, &["timeout"], &mut errors, values::limit).unwrap_or(GoDuration::ZERO);
         let shared = join(&errors);
         self.problems.extend(errors);
         let containers = items(
@@ -447,6 +463,23 @@ resources:
             (1, vec!["new"])
         );
         assert!(Rules::of_restore(&restore, true).rules.is_empty());
+    }
+
+    #[test]
+    fn a_problem_of_a_moved_hook_is_said_once() {
+        let hooks = |post: Value| json!({"resources": [{"name": "m", "includedNamespaces": ["["], "postHooks": post}]});
+        let moved = hooks(json!([{"exec": {"command": ["x"], "execTimeout": "5"}}]));
+        let restore = json!({
+            "metadata": {"annotations": {"reveille.dev/moved-hooks": moved.to_string()}},
+            "spec": {"hooks": hooks(json!([]))},
+        });
+        let rules = Rules::of_restore(&restore, false);
+        assert_eq!(
+            (rules.rules.len(), rules.problems.len()),
+            (1, 2),
+            "{:?}",
+            rules.problems
+        );
     }
 
     #[test]

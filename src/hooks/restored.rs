@@ -6,12 +6,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{matching::IncludeExclude, restore_spec::Rules};
-use crate::names::{
-    MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESTIC_WAIT, RESTORE_WAIT, RESULT_ANNOTATION,
-    VELERO_RESTORE_LABEL,
+use crate::{
+    digest,
+    names::{
+        MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESTIC_WAIT, RESTORE_WAIT, RESULT_ANNOTATION,
+        STATUS_ANNOTATION, VELERO_RESTORE_LABEL,
+    },
 };
 
 /// What Reveille knows of a Velero Restore. Read from raw JSON, so that one bad Restore does not hide the others.
@@ -39,6 +41,8 @@ pub struct RestoreInfo {
     pub namespaces: IncludeExclude,
     /// Source namespace to target namespace.
     pub namespace_mapping: BTreeMap<String, String>,
+    /// Whether it restores the status of pods that don't say so themselves.
+    pub pod_status: bool,
     /// Its hooks, as far as they are Reveille's to run.
     pub rules: Rules,
 }
@@ -65,6 +69,20 @@ impl RestoreInfo {
                 .and_then(Value::as_str)
                 .and_then(|time| time.parse().ok())
         };
+        let status_lists = spec.get("restoreStatus").filter(|lists| !lists.is_null()).map(|lists| {
+            let list = |key: &str| {
+                let items = lists.get(key).and_then(Value::as_array);
+                items
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|item| item.as_str().map(str::to_owned))
+                    .collect()
+            };
+            IncludeExclude {
+                include: list("includedResources"),
+                exclude: list("excludedResources"),
+            }
+        });
         let mapping = spec.get("namespaceMapping").and_then(Value::as_object);
         Some(Self {
             namespace: text("namespace")?,
@@ -89,13 +107,28 @@ impl RestoreInfo {
                 .flatten()
                 .filter_map(|(from, to)| Some((from.clone(), to.as_str()?.to_owned())))
                 .collect(),
+            pod_status: status_lists.is_some_and(|lists| lists.includes_pods()),
             rules: Rules::of_restore(restore, !marked),
         })
+    }
+
+    /// A result was promised (it is marked) and has not been written on it.
+    pub fn result_is_open(&self) -> bool {
+        self.marked && self.result.as_deref() == Some("Pending")
     }
 
     /// Velero is done with it, whatever came of it.
     pub fn finished(&self) -> bool {
         is_terminal(&self.phase)
+    }
+
+    /// Whether Velero writes the status of a pod with these annotations.
+    pub fn restores_status_of(&self, annotations: &BTreeMap<String, String>) -> bool {
+        match annotations.get(STATUS_ANNOTATION).map(String::as_str) {
+            Some("true") => true,
+            Some("false") => false,
+            _ => self.pod_status,
+        }
     }
 
     /// Whether it restores into this namespace.
@@ -123,11 +156,7 @@ pub fn label_value(name: &str) -> Cow<'_, str> {
     if name.len() <= 63 {
         return Cow::Borrowed(name);
     }
-    let hex: String = Sha256::digest(name.as_bytes())
-        .iter()
-        .take(3)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex = digest::hex(name, 3);
     let cut: String = name.chars().take(57).collect();
     Cow::Owned(format!("{cut}{hex}"))
 }

@@ -18,6 +18,9 @@ pub struct Selected {
     pub post: Vec<PostHook>,
     /// In order of definition.
     pub init: Vec<InitHook>,
+    /// The Restore's init hooks that the pod's own annotation silences. Velero, which does not know `initContainers`, may have
+    /// put their containers into the pod.
+    pub silenced_init: Vec<InitHook>,
     /// What is wrong with this pod's annotations and with the rules that match it.
     pub problems: Vec<Problem>,
     /// What is wrong with the Restore's hooks as such: said once, on the Restore, and not for each pod.
@@ -79,7 +82,7 @@ pub fn select(pod: &Value, namespace: &str, annotations: &Annotations, rules: &R
                 .explanations
                 .push("the pod's own init hook annotation silences the Restore's init hooks".to_owned());
         }
-        init = hooks;
+        selected.silenced_init = std::mem::replace(&mut init, hooks);
     }
     selected.post = in_pod_order(post, pod, &mut selected.problems);
     selected.init = init;

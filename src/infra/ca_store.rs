@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     clock,
-    kube::is_conflict,
+    kube::{is_conflict, reason, watch_reason},
     metrics::{CertificateKind, Metrics},
     pki::{self, Ca, PkiError},
 };
@@ -58,12 +58,12 @@ pub enum CaError {
     #[error(transparent)]
     Pki(#[from] PkiError),
     /// The API server refused.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {}", reason(cause))]
     Kube {
         /// What was tried.
         doing: &'static str,
         /// What it said.
-        source: Box<kube::Error>,
+        cause: Box<kube::Error>,
     },
     /// Somebody else writes the Secret all the time.
     #[error("the Secret with the CA changed {ATTEMPTS} times while it was being written")]
@@ -71,9 +71,9 @@ pub enum CaError {
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> CaError {
-    move |source| CaError::Kube {
+    move |cause| CaError::Kube {
         doing,
-        source: Box::new(source),
+        cause: Box::new(cause),
     }
 }
 
@@ -384,7 +384,7 @@ pub async fn run_ca_publisher(
                 Some(change) = changes.next() => match change {
                     None => break,
                     // The watch tries again by itself, with growing pauses.
-                    Some(error) => debug!(%error, "watching the CA"),
+                    Some(error) => debug!(error = watch_reason(&error), "watching the CA"),
                 },
             }
         }

@@ -1,16 +1,16 @@
-//! Clients for the API server.
+//! Clients for the API server, and its errors in words.
 
-use kube::{Client, Config};
+use kube::{Client, Config, runtime::watcher};
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeError {
     /// Neither a kubeconfig nor a service account was found, or it can't be read.
     #[error("no way to the Kubernetes API: {0}")]
-    Config(#[source] kube::config::InferConfigError),
+    Config(kube::config::InferConfigError),
     /// The configuration was read but no client can be built from it.
     #[error("the Kubernetes client can't be built: {0}")]
-    Client(#[source] kube::Error),
+    Client(kube::Error),
 }
 
 /// One client for each need.
@@ -49,4 +49,23 @@ pub fn is_not_found(error: &kube::Error) -> bool {
 /// Whether the object existed already, or changed since it was read.
 pub fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+/// A failed call in one sentence: of a refusal only the API server's message, which says all.
+pub fn reason(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A failed watch in one sentence.
+pub fn watch_reason(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => reason(error),
+        watcher::Error::WatchError(status) => status.message.clone(),
+        watcher::Error::NoResourceVersion => error.to_string(),
+    }
 }

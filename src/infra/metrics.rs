@@ -106,6 +106,8 @@ label_values! {
         Failed = "failed",
         /// It may or may not have run to its end.
         Unknown = "unknown",
+        /// It is Velero's to run.
+        LeftToVelero = "left_to_velero",
         /// It did not run, with a reason.
         Skipped = "skipped",
         /// It did not run: its container was not up in time.
@@ -129,6 +131,25 @@ label_values! {
         /// It belongs to a restore that is gone.
         Stale = "stale",
     }
+}
+
+label_values! {
+    /// What admission missed.
+    Miss {
+        /// A pod that the webhook was not asked about.
+        AdmissionMissed = "admission_missed",
+        /// An init container that is not in its pod.
+        InjectionMissed = "injection_missed",
+        /// A post hook that Velero runs itself.
+        LeftToVelero = "left_to_velero",
+    }
+}
+
+/// Labels of something missed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MissLabels {
+    /// What.
+    pub kind: Miss,
 }
 
 /// Labels of an answered admission call.
@@ -186,6 +207,8 @@ pub struct Metrics {
     pub hook_duration: Histogram,
     /// Post hooks that are running.
     pub hooks_in_flight: Gauge,
+    /// Pods with something that admission missed.
+    pub missed: Family<MissLabels, Counter>,
     /// HookRuns that are over.
     pub hook_runs: Family<RunLabels, Counter>,
 }
@@ -236,6 +259,11 @@ impl Metrics {
             "Post hooks that are running",
             metrics.hooks_in_flight.clone(),
         );
+        registry.register(
+            "missed",
+            "Pods with something that admission missed",
+            metrics.missed.clone(),
+        );
         registry.register("hook_runs", "HookRuns that are over", metrics.hook_runs.clone());
         metrics.register_certificates();
         metrics
@@ -255,6 +283,7 @@ impl Metrics {
             hooks: Family::default(),
             hook_duration: Histogram::new([0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0]),
             hooks_in_flight: Gauge::default(),
+            missed: Family::default(),
             hook_runs: Family::default(),
         }
     }

@@ -6,5 +6,6 @@ pub mod health;
 pub mod kube;
 pub mod metrics;
 pub mod pki;
+pub mod pod_edit;
 pub mod shutdown;
 pub mod telemetry;

@@ -22,7 +22,7 @@ pub const BACKDATED: SignedDuration = SignedDuration::from_hours(1);
 pub enum PkiError {
     /// Making or signing failed.
     #[error("a certificate can't be made: {0}")]
-    Make(#[from] rcgen::Error),
+    Make(rcgen::Error),
     /// The text holds no certificate, or a broken one.
     #[error("the certificate can't be read: {0}")]
     Certificate(String),
@@ -38,6 +38,12 @@ pub enum PkiError {
     /// A time that no certificate can hold.
     #[error("{0} is no time for a certificate")]
     Time(Timestamp),
+}
+
+impl From<rcgen::Error> for PkiError {
+    fn from(error: rcgen::Error) -> Self {
+        Self::Make(error)
+    }
 }
 
 /// The first and last moment of a certificate.

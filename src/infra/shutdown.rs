@@ -30,7 +30,7 @@ pub enum ShutdownError {
     },
     /// Signals can't be caught.
     #[error("signals can't be caught: {0}")]
-    Signals(#[source] std::io::Error),
+    Signals(std::io::Error),
 }
 
 /// The life of a process. Clones share it.

@@ -24,8 +24,17 @@ pub enum TelemetryError {
     #[error("{FORMAT_VARIABLE}={0:?} is neither json nor text")]
     Format(String),
     /// A subscriber is installed already.
-    #[error("logging is set up already: {0}")]
+    #[error("logging is set up already")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// kube's watcher logs each failure that it also returns, and we log it in our own words: once is enough.
+fn quieter(filter: &str) -> String {
+    if filter.contains("kube_runtime") {
+        filter.to_owned()
+    } else {
+        format!("{filter},kube_runtime=error")
+    }
 }
 
 /// Sets up logging for the process from the environment. Without a filter: `info`; without a format: text on a terminal,
@@ -33,7 +42,7 @@ pub enum TelemetryError {
 pub fn init() -> Result<(), TelemetryError> {
     let set = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
     let filter = set(FILTER_VARIABLE).unwrap_or_else(|| "info".to_owned());
-    let filter = EnvFilter::try_new(&filter).map_err(|error| TelemetryError::Filter {
+    let filter = EnvFilter::try_new(quieter(&filter)).map_err(|error| TelemetryError::Filter {
         value: filter.clone(),
         reason: error.to_string(),
     })?;
@@ -54,4 +63,15 @@ pub fn init() -> Result<(), TelemetryError> {
             .try_init()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quieter;
+
+    #[test]
+    fn a_filter_that_asks_for_kubes_words_gets_them() {
+        assert_eq!(quieter("info"), "info,kube_runtime=error");
+        assert_eq!(quieter("info,kube_runtime=debug"), "info,kube_runtime=debug");
+    }
 }

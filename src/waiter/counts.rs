@@ -6,7 +6,7 @@ use crate::{
     api::hook_run::{HookState, RunPhase},
     infra::{
         clock::Stopwatch,
-        metrics::{self, HookLabels, HookPhase, HookResult, Metrics, RunLabels},
+        metrics::{self, HookLabels, HookPhase, HookResult, Metrics, Miss, MissLabels, RunLabels},
     },
 };
 
@@ -31,6 +31,7 @@ pub(super) fn hook_ended(metrics: &Metrics, state: HookState) {
         HookState::ExecTimedOut => HookResult::ExecTimedOut,
         HookState::Skipped => HookResult::Skipped,
         HookState::Unknown => HookResult::Unknown,
+        HookState::LeftToVelero => HookResult::LeftToVelero,
     };
     metrics
         .hooks
@@ -51,4 +52,15 @@ pub(super) fn run_ended(metrics: &Metrics, phase: RunPhase) {
         RunPhase::Stale => metrics::RunPhase::Stale,
     };
     metrics.hook_runs.get_or_create(&RunLabels { phase }).inc();
+}
+
+/// Counts a condition of a run.
+pub(super) fn missed(metrics: &Metrics, condition: &str) {
+    let kind = match condition {
+        "AdmissionMissed" => Miss::AdmissionMissed,
+        "InjectionMissed" => Miss::InjectionMissed,
+        "LeftToVelero" => Miss::LeftToVelero,
+        _ => return,
+    };
+    metrics.missed.get_or_create(&MissLabels { kind }).inc();
 }

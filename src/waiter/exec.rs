@@ -7,8 +7,15 @@ use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status}
 use kube::{Api, Client, api::AttachParams, client::UpgradeConnectionError};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{output::Tail, step::Outcome};
+use super::{
+    events::cut,
+    output::{Tail, escape},
+    step::Outcome,
+};
 use crate::duration::GoDuration;
+
+/// The longest reason that is kept, in bytes.
+const REASON_LIMIT: usize = 1024;
 
 /// Where and what to run.
 #[derive(Clone, Debug)]
@@ -117,7 +124,8 @@ impl Exec for ApiExec {
 
 async fn read(stream: Option<impl AsyncRead + Unpin>, tail: &mut Tail) {
     let Some(mut stream) = stream else { return };
-    let mut buffer = [0_u8; 8192];
+    // On the heap: thousands of waiting runs hold this future.
+    let mut buffer = vec![0_u8; 8192];
     // An error here is the connection's: the missing status tells it.
     while let Ok(count) = stream.read(&mut buffer).await {
         let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
@@ -151,13 +159,14 @@ fn from_status(status: &Status) -> Outcome {
         .into_iter()
         .flatten()
         .find(|cause| cause.reason.as_deref() == Some("ExitCode"));
-    match code.and_then(|cause| cause.message.as_deref()?.parse().ok()) {
-        Some(code) => Outcome::Exited(code),
-        // The runtime could not start the command: no such file, no such directory, container not running.
-        None => Outcome::Refused(super::output::escape(
-            status.message.as_deref().unwrap_or("no reason was given"),
-        )),
+    if let Some(code) = code.and_then(|cause| cause.message.as_deref()?.parse().ok()) {
+        return Outcome::Exited(code);
     }
+    // The runtime could not start the command: no such file, no such directory, container not running.
+    let message = status.message.as_deref().unwrap_or("no reason was given");
+    // Each layer on the way puts the same words in front.
+    let message = message.replace("Internal error occurred: ", "");
+    Outcome::Refused(cut(&escape(&message), REASON_LIMIT))
 }
 
 #[cfg(test)]

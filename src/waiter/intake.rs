@@ -30,6 +30,8 @@ pub enum Intake {
     Mark(BTreeMap<String, String>),
     /// All is there: the state machine goes on.
     Ready,
+    /// At admission it could not be told which restore this is: find out, and plan. The text says what was in the way.
+    Resolve(String),
     /// A newer Reveille must do it: say so and leave everything as it is.
     LeaveToNewer(String),
     /// The plan is not for this pod or can't be read: say so and take it off.
@@ -49,18 +51,19 @@ pub fn intake(pod: &PodView, plan_text: &str, run: Option<&HookRun>) -> Intake {
         .and_then(|mark| mark.split_once('/'))
         .is_some_and(|(uid, _)| uid == pod.identity.uid);
     let Some(run) = run else {
-        if pod.identity.created_at.duration_since(plan.planned_at).abs() > PLAN_AGE_LIMIT {
+        let fits = match &plan.late_for {
+            Some(uid) => *uid == pod.identity.uid,
+            None => pod.identity.created_at.duration_since(plan.planned_at).abs() <= PLAN_AGE_LIMIT,
+        };
+        if !fits {
             let text = format!(
-                "the plan was made at {}, not at this pod's creation: it came with a backup",
+                "the plan was made at {} for another pod: it came with a backup",
                 plan.planned_at
             );
             return Intake::Discard(text);
         }
         if !plan.resolved {
-            let why = plan.problems.first().map(ToString::to_string).unwrap_or_default();
-            return Intake::Discard(format!(
-                "at admission it could not be told which restore this is; its hooks are left to Velero ({why})"
-            ));
+            return Intake::Resolve(plan.problems.first().map(ToString::to_string).unwrap_or_default());
         }
         return Intake::Create(Box::new(new_run(pod, plan)));
     };
@@ -123,6 +126,8 @@ mod tests {
             }),
             planned_at: at(second),
             resolved: true,
+            late_for: None,
+            status_restored: false,
             post: vec![],
             init: vec![],
             moved: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
@@ -181,17 +186,17 @@ mod tests {
         assert!(matches!(ask(&pod(), &plan(1000 - 121), None), Intake::Discard(why) if why.contains("backup")));
         assert!(matches!(ask(&pod(), &plan(1000 + 121), None), Intake::Discard(_)));
         assert!(matches!(intake(&pod(), "rubbish", None), Intake::Discard(_)));
-        assert!(matches!(
-            ask(
-                &pod(),
-                &Plan {
-                    resolved: false,
-                    ..plan(1000)
-                },
-                None
-            ),
-            Intake::Discard(_)
-        ));
+        let late = |uid: &str| Plan {
+            late_for: Some(uid.to_owned()),
+            ..plan(5)
+        };
+        assert!(matches!(ask(&pod(), &late("another"), None), Intake::Discard(_)));
+        assert!(matches!(ask(&pod(), &late("pu"), None), Intake::Create(_)));
+        let unresolved = Plan {
+            resolved: false,
+            ..plan(1000)
+        };
+        assert!(matches!(ask(&pod(), &unresolved, None), Intake::Resolve(_)));
     }
 
     #[test]

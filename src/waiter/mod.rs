@@ -3,7 +3,9 @@
 mod counts;
 pub mod events;
 pub mod exec;
+mod init;
 pub mod intake;
+pub mod missed;
 pub mod output;
 pub mod pod_view;
 pub mod queue;
@@ -38,7 +40,7 @@ pub struct WaiterArgs {
     /// The Secret with the certificate authority; made here if it is not there.
     #[arg(long, default_value = "reveille-ca")]
     ca_secret: String,
-    /// The MutatingWebhookConfiguration that gets the certificate authority. Without it none is published.
+    /// The webhook configuration that gets the certificate authority. Without it none is published.
     #[arg(long)]
     webhook_configuration: Option<String>,
     /// Who runs the hooks of a Restore that does not say: takeover, alongside or off.
@@ -47,6 +49,12 @@ pub struct WaiterArgs {
     /// Label key by which another restore tool marks the pods it restores (may be given several times).
     #[arg(long = "marker-label")]
     marker_labels: Vec<String>,
+    /// A namespace in which no hooks are run, though the webhook is never asked there (may be given several times).
+    #[arg(long = "excluded-namespace")]
+    excluded_namespaces: Vec<String>,
+    /// Label selector (JSON) of the namespaces about which the webhook is asked; in others no hooks are run.
+    #[arg(long, value_parser = namespace_selector)]
+    namespace_selector: Option<kube::core::Selector>,
     /// How many commands may run at once.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     max_concurrent_hooks: u16,
@@ -101,50 +109,33 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
 
     let (synced, is_synced) = tokio::sync::watch::channel(false);
     let queue = Arc::new(Queue::default());
+    let events = events::Events::new(clients.api.clone(), args.pod_name.clone());
+    let missed = Arc::new(missed::Missed {
+        client: clients.api.clone(),
+        events: events.clone(),
+        mode: *mode,
+        excluded_namespaces: args.excluded_namespaces.clone(),
+        namespace_selector: args.namespace_selector.clone().unwrap_or_default(),
+        restores: Arc::default(),
+    });
     let context = Arc::new(Context {
         client: clients.api.clone(),
         exec: exec::ApiExec::new(clients.exec),
         queue: Arc::clone(&queue),
-        events: events::Events::new(clients.api.clone(), args.pod_name.clone()),
+        events,
         metrics,
+        missed: Arc::clone(&missed),
         process: process_name(args.pod_name.as_deref()),
         stop: shutdown.stopping(),
         slots: Semaphore::new(args.max_concurrent_hooks.into()),
         synced: is_synced,
     });
     let tasks = TaskTracker::new();
-    let start = {
-        let (context, tasks) = (Arc::clone(&context), tasks.clone());
-        move |(key, bell): watch::NewTask| {
-            tasks.spawn(run_task::drive(Arc::clone(&context), key, bell));
-        }
-    };
-    // Tasks begin once both lists are complete: before that a missing pod or run means nothing.
-    let (pods_listed, runs_listed) = (
-        tokio::sync::watch::channel(false).0,
-        tokio::sync::watch::channel(false).0,
-    );
-    let both = {
-        let (mut pods, mut runs) = (pods_listed.subscribe(), runs_listed.subscribe());
-        async move {
-            let _ = pods.wait_for(|listed| *listed).await;
-            let _ = runs.wait_for(|listed| *listed).await;
-            synced.send_replace(true);
-            synced_gate.set(true);
-            std::future::pending::<()>().await;
-        }
-    };
-    let (queue_for_watches, client, ended) = (Arc::clone(&queue), clients.api.clone(), shutdown.ended());
-    shutdown.spawn_background("watches", async move {
-        tokio::select! {
-            () = watch::pods(client.clone(), &queue_for_watches, || { pods_listed.send_replace(true); }, start.clone()) => {}
-            () = watch::runs(client, &queue_for_watches, || { runs_listed.send_replace(true); }, start.clone()) => {}
-            () = both => {}
-            () = ended.cancelled() => {}
-        }
-        Ok::<_, Infallible>(())
+    spawn_watches(&shutdown, clients.api.clone(), &context, &tasks, move || {
+        synced.send_replace(true);
+        synced_gate.set(true);
     });
-    shutdown.spawn_background("restores", restores::run(clients.api, queue, shutdown.ended()));
+    shutdown.spawn_background("restores", restores::run(clients.api, queue, missed, shutdown.ended()));
 
     let (stopping, drain) = (shutdown.stopping(), Duration::from_secs(args.drain_seconds));
     shutdown.spawn_foreground("runs", async move {
@@ -159,6 +150,51 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
         Ok::<_, Infallible>(())
     });
     Ok(shutdown.finish(Duration::from_secs(5)).await?)
+}
+
+/// Follows planned pods and `HookRun`s, with a task for each unfinished run. `on_listed` is called once both lists are
+/// complete: before that a missing pod or run means nothing, and tasks wait.
+fn spawn_watches(
+    shutdown: &Shutdown,
+    client: kube::Client,
+    context: &Arc<Context<exec::ApiExec>>,
+    tasks: &TaskTracker,
+    on_listed: impl Fn() + Send + Sync + 'static,
+) {
+    let start = {
+        let (context, tasks) = (Arc::clone(context), tasks.clone());
+        move |(key, bell): watch::NewTask| {
+            tasks.spawn(run_task::drive(Arc::clone(&context), key, bell));
+        }
+    };
+    let (queue, ended) = (Arc::clone(&context.queue), shutdown.ended());
+    shutdown.spawn_background("watches", async move {
+        let lists = tokio::sync::Semaphore::new(0);
+        let listed = || lists.add_permits(1);
+        let both = async {
+            let _ = lists.acquire_many(2).await;
+            on_listed();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = watch::pods(client.clone(), &queue, once(listed), start.clone()) => {}
+            () = watch::runs(client, &queue, once(listed), start.clone()) => {}
+            () = both => {}
+            () = ended.cancelled() => {}
+        }
+        Ok::<_, Infallible>(())
+    });
+}
+
+/// Calls `action` the first time only: a watch that breaks lists again.
+fn once(action: impl Fn()) -> impl Fn() {
+    let done = std::sync::Once::new();
+    move || done.call_once(&action)
+}
+
+fn namespace_selector(text: &str) -> Result<kube::core::Selector, String> {
+    let value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    crate::hooks::matching::selector(Some(&value))
 }
 
 /// A name for this process in claims: a restarted container has the same pod name, and must not take its predecessor's

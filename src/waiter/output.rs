@@ -44,7 +44,7 @@ pub fn escape(text: &str) -> String {
             c if c.is_control() => clean.extend(c.escape_default()),
             // Marks that turn the direction of writing can hide what a line says.
             '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                clean.extend(c.escape_unicode())
+                clean.extend(c.escape_unicode());
             }
             c => clean.push(c),
         }
@@ -82,7 +82,9 @@ mod tests {
         fn never_more_than_the_limit(chunks in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..9000), 0..6)) {
             let mut tail = Tail::default();
             let total: usize = chunks.iter().map(Vec::len).sum();
-            chunks.iter().for_each(|chunk| tail.push(chunk));
+            for chunk in &chunks {
+                tail.push(chunk);
+            }
             proptest::prop_assert!(tail.bytes.len() <= TAIL_BYTES);
             proptest::prop_assert_eq!(tail.bytes.len() as u64 + tail.dropped, total as u64);
             let _ = tail.text();

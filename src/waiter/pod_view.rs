@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use crate::{
     api::hook_run::PodIdentity,
     names::{PLAN_ANNOTATION, QUEUE_LABEL, RUN_ANNOTATION},
 };
+
+/// How far a node's clock may be behind the API server's.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(3);
 
 /// A planned pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,6 +88,25 @@ impl PodView {
                 .map(|status| (status.name.clone(), ContainerView::read(status)))
                 .collect(),
         })
+    }
+
+    /// The pod without container states that are older than itself: those that Velero wrote from a backup. Only for pods of
+    /// which that is known, for the clocks of nodes may be behind.
+    #[must_use]
+    pub fn without_foreign_states(mut self) -> Self {
+        let born = self
+            .identity
+            .created_at
+            .saturating_sub(CLOCK_SKEW)
+            .unwrap_or(self.identity.created_at);
+        let foreign = |start: Option<Timestamp>| start.is_some_and(|start| start < born);
+        for view in self.containers.values_mut() {
+            let ended_before = view.ended.as_ref().is_some_and(|ended| foreign(ended.started_at));
+            if foreign(view.started_at) || ended_before {
+                *view = ContainerView::default();
+            }
+        }
+        self
     }
 
     /// Whether the pod has run to its end.

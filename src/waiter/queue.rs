@@ -100,7 +100,9 @@ impl Queue {
             .filter(|key| !listed.contains(key))
             .cloned()
             .collect();
-        gone.iter().for_each(|key| self.pod_gone(key));
+        for key in &gone {
+            self.pod_gone(key);
+        }
     }
 
     /// Forgets the runs that a fresh list does not name.
@@ -112,7 +114,9 @@ impl Queue {
             .filter(|key| !listed.contains(key))
             .cloned()
             .collect();
-        gone.iter().for_each(|key| self.run_gone(key));
+        for key in &gone {
+            self.run_gone(key);
+        }
     }
 
     /// The pod of a run, if it is planned and there.

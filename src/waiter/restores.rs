@@ -1,30 +1,36 @@
-//! Results where people look: the Velero Restore. Written after Velero's own end, with the version that was read, so that
-//! nothing Velero writes is lost.
+//! Velero's Restores as the waiter sees them: it looks after the pods of those that run, and writes the results of those
+//! that have ended, after Velero's own end and against the version that was read, so that nothing Velero writes is lost.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch},
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
     },
 };
-use serde_json::json;
-use tokio_util::sync::CancellationToken;
+use serde_json::{Map, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    missed::Missed,
     pod_view::PodView,
     queue::{Queue, RunKey},
 };
 use crate::{
     api::HookRun,
     hooks::restored::{RestoreInfo, label_value},
-    infra::clock,
-    names::{FIELD_MANAGER, QUEUE_LABEL, RESULT_ANNOTATION, VELERO_RESTORE_LABEL},
+    infra::{clock, pod_edit::parameters},
+    names::{QUEUE_LABEL, RESULT_ANNOTATION, VELERO_RESTORE_LABEL},
     result::{self, Verdict},
 };
 
@@ -36,88 +42,144 @@ pub fn resource() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("velero.io", "v1", "Restore"))
 }
 
-/// Follows the marked Restores whose result is open, and writes it.
-pub async fn run(client: Client, queue: Arc<Queue>, ended: CancellationToken) -> Result<(), Infallible> {
+/// Follows all Restores until `end` fires.
+pub async fn run(
+    client: Client,
+    queue: Arc<Queue>,
+    missed: Arc<Missed>,
+    end: CancellationToken,
+) -> Result<(), Infallible> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource());
     let mut stream = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-    let mut open: HashMap<String, RestoreInfo> = HashMap::new();
+    let mut keeper = Keeper {
+        client,
+        queue,
+        missed,
+        end: end.clone(),
+        followers: HashMap::new(),
+        tasks: TaskTracker::new(),
+    };
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut listed = HashSet::new();
     loop {
         tokio::select! {
-            () = ended.cancelled() => return Ok(()),
+            () = end.cancelled() => return Ok(()),
             event = stream.next() => match event {
-                Some(Ok(Event::Init)) => open.clear(),
-                Some(Ok(Event::InitApply(object) | Event::Apply(object))) => note(&mut open, &object),
-                Some(Ok(Event::Delete(object))) => drop(open.remove(object.metadata.uid.as_deref().unwrap_or_default())),
-                Some(Ok(Event::InitDone)) => {}
+                Some(Ok(Event::Init)) => listed.clear(),
+                Some(Ok(Event::InitApply(object))) => listed.extend(keeper.seen(&object)),
+                Some(Ok(Event::InitDone)) => keeper.missed.restores.listed(&std::mem::take(&mut listed)),
+                Some(Ok(Event::Apply(object))) => drop(keeper.seen(&object)),
+                Some(Ok(Event::Delete(object))) => keeper.missed.restores.remove(object.metadata.uid.as_deref().unwrap_or_default()),
                 // Without Velero on the cluster there is nothing to watch; the watcher asks again with growing pauses.
                 Some(Err(error)) => tracing::debug!(%error, "the watch of Velero's Restores failed"),
                 None => return Ok(()),
             },
-            _ = tick.tick() => {
-                let finished: Vec<RestoreInfo> = open.values().filter(|restore| restore.finished()).cloned().collect();
-                for restore in finished {
-                    match settle(&client, &queue, &restore).await {
-                        Ok(true) => drop(open.remove(&restore.uid)),
-                        Ok(false) => {}
-                        Err(error) => tracing::warn!(restore = restore.name, %error, "the result could not be written yet"),
-                    }
-                }
+            _ = tick.tick() => keeper.settle_all().await,
+        }
+    }
+}
+
+struct Keeper {
+    client: Client,
+    queue: Arc<Queue>,
+    missed: Arc<Missed>,
+    end: CancellationToken,
+    /// Restores whose pods are followed; the token fires when that is done, last list included.
+    followers: HashMap<String, CancellationToken>,
+    tasks: TaskTracker,
+}
+
+impl Keeper {
+    /// Takes over a Restore, and follows its pods from the moment Velero has begun it; returns its uid.
+    fn seen(&mut self, object: &DynamicObject) -> Option<String> {
+        let restore = serde_json::to_value(object).ok().as_ref().and_then(RestoreInfo::read)?;
+        let uid = restore.uid.clone();
+        // One that was over before anybody here saw it is looked through only if it was promised a result.
+        let of_interest = restore.started.is_some() && (!restore.finished() || restore.result_is_open());
+        self.missed.restores.put(restore);
+        if of_interest && !self.followers.contains_key(&uid) {
+            let done = CancellationToken::new();
+            self.followers.insert(uid.clone(), done.clone());
+            let (missed, end, uid) = (Arc::clone(&self.missed), self.end.clone(), uid.clone());
+            self.tasks.spawn(async move {
+                missed.follow(&uid, &end).await;
+                done.cancel();
+            });
+        }
+        Some(uid)
+    }
+
+    /// Writes the results that are ready.
+    async fn settle_all(&mut self) {
+        let all = self.missed.restores.all();
+        let alive: HashSet<&str> = all.iter().map(|restore| restore.uid.as_str()).collect();
+        self.followers.retain(|uid, _| alive.contains(uid.as_str()));
+        for restore in all
+            .iter()
+            .filter(|restore| restore.finished() && restore.result_is_open())
+        {
+            let looked_through = self
+                .followers
+                .get(&restore.uid)
+                .is_none_or(CancellationToken::is_cancelled);
+            if !looked_through {
+                continue;
+            }
+            if let Err(error) = settle(&self.client, &self.queue, restore).await {
+                tracing::warn!(restore = restore.name, %error, "the result could not be written yet");
             }
         }
     }
 }
 
-/// Keeps a Restore in view while its result is open.
-fn note(open: &mut HashMap<String, RestoreInfo>, object: &DynamicObject) {
-    let restore = serde_json::to_value(object).ok().as_ref().and_then(RestoreInfo::read);
-    let Some(restore) = restore else { return };
-    if restore.marked && restore.result.as_deref() == Some("Pending") {
-        open.insert(restore.uid.clone(), restore);
-    } else {
-        open.remove(&restore.uid);
-    }
-}
-
-/// Judges a restore that Velero has finished; true when the result is written.
-async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result<bool, kube::Error> {
+/// Judges a restore that Velero has finished, and writes the result if there is one.
+async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result<(), kube::Error> {
     let unplanned = unplanned(client, queue, restore).await?;
     let runs = queue.runs_of(&restore.uid);
     let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
     let verdict = result::judge(restore, unplanned, &runs, clock::now());
     if let Verdict::Pending(why) = &verdict {
         tracing::debug!(restore = restore.name, why, "the result is still open");
-        return Ok(false);
+        return Ok(());
     }
     let (attempted, failed) = result::counts(&runs);
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &restore.namespace, &resource());
-    let current = api.get(&restore.name).await?;
+    let Some(current) = api.get_opt(&restore.name).await? else {
+        return Ok(());
+    };
     if current.metadata.uid.as_deref() != Some(&restore.uid) {
-        return Ok(true);
+        return Ok(());
     }
-    let mut patch = json!({
+    let status = current.data.get("status");
+    // Velero may have counted hooks of its own (those that were left to it).
+    let theirs = |field: &str| {
+        status
+            .and_then(|status| status.get("hookStatus")?.get(field)?.as_u64())
+            .unwrap_or_default()
+    };
+    let number = |own: usize, field: &str| theirs(field).saturating_add(u64::try_from(own).unwrap_or(u64::MAX));
+    let counts = json!({
+        "hooksAttempted": number(attempted, "hooksAttempted"),
+        "hooksFailed": number(failed, "hooksFailed"),
+    });
+    let phase = status.and_then(|status| status.get("phase")?.as_str());
+    let turns_bad = matches!(verdict, Verdict::Failed(_)) && phase == Some("Completed");
+    let mut new_status = Map::new();
+    if attempted > 0 {
+        new_status.insert("hookStatus".to_owned(), counts);
+    }
+    if turns_bad {
+        new_status.insert("phase".to_owned(), json!("PartiallyFailed"));
+    }
+    let patch = json!({
         "metadata": {
             "resourceVersion": current.metadata.resource_version,
             "annotations": {RESULT_ANNOTATION: verdict.word()},
         },
+        "status": new_status,
     });
-    if attempted > 0 {
-        patch["status"] = json!({"hookStatus": {"hooksAttempted": attempted, "hooksFailed": failed}});
-    }
-    let phase = current
-        .data
-        .get("status")
-        .and_then(|status| status.get("phase"))
-        .and_then(|phase| phase.as_str());
-    if matches!(verdict, Verdict::Failed(_)) && phase == Some("Completed") {
-        patch["status"]["phase"] = json!("PartiallyFailed");
-    }
-    let parameters = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    match api.patch(&restore.name, &parameters, &Patch::Merge(patch)).await {
+    match api.patch(&restore.name, &parameters(), &Patch::Merge(patch)).await {
         Ok(_) => {
             tracing::info!(
                 restore = restore.name,
@@ -126,10 +188,10 @@ async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result
                 failed,
                 "the result of a restore's hooks is written"
             );
-            Ok(true)
+            Ok(())
         }
         // Somebody else wrote in between: the next look sees it.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         Err(error) => Err(error),
     }
 }

@@ -4,12 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, Client, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
-    runtime::events::EventType,
-};
-use serde_json::json;
+use kube::{Api, Client, ResourceExt, api::PostParams, runtime::events::EventType};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +13,7 @@ use super::{
     events::{self, Events},
     exec::{Command, Exec},
     intake::{self, Intake},
+    missed::{Missed, Resolved},
     pod_view::PodView,
     queue::{Queue, RunKey},
     step::{self, Situation, Step},
@@ -25,8 +21,8 @@ use super::{
 use crate::{
     api::{HookRun, HookRunStatus},
     hooks::Severity,
-    infra::{clock, metrics::Metrics},
-    names::{FIELD_MANAGER, PLAN_ANNOTATION, QUEUE_LABEL, RUN_ANNOTATION},
+    infra::{clock, metrics::Metrics, pod_edit::PodEdit},
+    names::RUN_ANNOTATION,
 };
 
 /// The longest pause between two tries after an error.
@@ -46,6 +42,8 @@ pub struct Context<E> {
     pub events: Events,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Plans what admission missed.
+    pub missed: Arc<Missed>,
     /// This process' name in claims.
     pub process: String,
     /// Fires when nothing new may be started.
@@ -160,6 +158,10 @@ impl<E: Exec> RunTask<'_, E> {
         };
         let restore = run.spec.plan.restore.as_ref();
         let cancelled = restore.and_then(|restore| self.context.queue.cancelled(&restore.uid));
+        let pod = match pod {
+            Some(pod) if run.spec.plan.status_restored => Some(pod.without_foreign_states()),
+            pod => pod,
+        };
         let situation = Situation {
             spec: &run.spec,
             status,
@@ -197,22 +199,24 @@ impl<E: Exec> RunTask<'_, E> {
                 let status = if lost {
                     step::lost_status(&run.spec, clock::now())
                 } else {
-                    step::first_status(&run.spec)
+                    step::first_status(&run.spec, clock::now())
                 };
                 self.write(status).await?;
                 self.report_problems(pod).await;
+                self.report_conditions(pod).await;
             }
             Intake::Mark(_) if self.marked => return Ok(None),
             Intake::Mark(moved) => {
                 let Some(run) = &self.run else {
                     return Ok(Some(Turn::Over));
                 };
-                let mut annotations = json!(moved);
-                annotations[RUN_ANNOTATION] = json!(intake::run_mark(&pod.identity.uid, run));
-                self.patch_pod(pod, json!({"annotations": annotations})).await?;
+                let mark = intake::run_mark(&pod.identity.uid, run);
+                self.edit_pod(pod, PodEdit::default().put_back(moved).set(RUN_ANNOTATION, mark))
+                    .await?;
                 self.marked = true;
             }
             Intake::Ready => return Ok(None),
+            Intake::Resolve(why) => return self.resolve(pod, &why).await.map(Some),
             Intake::LeaveToNewer(why) => {
                 if !std::mem::replace(&mut self.reported, true) {
                     self.say(pod, EventType::Warning, "PlanNotUnderstood", "plan", &why)
@@ -225,10 +229,7 @@ impl<E: Exec> RunTask<'_, E> {
                 let moved = crate::plan::Plan::parse(plan)
                     .map(|plan| plan.moved)
                     .unwrap_or_default();
-                let mut annotations = json!(moved);
-                annotations[PLAN_ANNOTATION] = json!(null);
-                self.patch_pod(pod, json!({"annotations": annotations, "labels": {QUEUE_LABEL: null}}))
-                    .await?;
+                self.edit_pod(pod, PodEdit::default().put_back(moved).unqueue()).await?;
                 return Ok(Some(Turn::Over));
             }
         }
@@ -396,6 +397,44 @@ impl<E: Exec> RunTask<'_, E> {
         }
     }
 
+    /// What is out of the ordinary, on the pod and in the metrics.
+    async fn report_conditions(&self, pod: &PodView) {
+        let conditions = self
+            .run
+            .iter()
+            .flat_map(|run| &run.status)
+            .flat_map(|status| &status.conditions);
+        for condition in conditions {
+            counts::missed(&self.context.metrics, &condition.type_);
+            self.say(
+                pod,
+                EventType::Warning,
+                &condition.type_,
+                &condition.type_,
+                &condition.message,
+            )
+            .await;
+        }
+    }
+
+    /// A plan that the webhook could not make: by now it may be known which restore the pod is from.
+    async fn resolve(&self, pod: &PodView, why: &str) -> Result<Turn, kube::Error> {
+        let reason = match self.context.missed.resolve(&pod.namespace, &pod.identity).await? {
+            Resolved::Planned => return Ok(Turn::Sleep(None)),
+            Resolved::Not(reason) => reason,
+        };
+        self.say(
+            pod,
+            EventType::Warning,
+            "PlanDiscarded",
+            "plan",
+            &format!("{why}; {reason}"),
+        )
+        .await;
+        self.edit_pod(pod, PodEdit::default().unqueue()).await?;
+        Ok(Turn::Over)
+    }
+
     async fn say(&self, pod: &PodView, type_: EventType, reason: &str, action: &str, note: &str) {
         let about = events::pod_reference(&self.key.namespace, &pod.identity.name, &pod.identity.uid);
         self.context.events.publish(&about, type_, reason, action, note).await;
@@ -404,37 +443,29 @@ impl<E: Exec> RunTask<'_, E> {
     /// Takes plan and label off a finished run's pod; the run mark stays.
     async fn clean_pod(&self, pod: Option<&PodView>) -> Result<(), kube::Error> {
         match pod {
-            Some(pod) if pod.queued || pod.plan.is_some() => {
-                self.patch_pod(
-                    pod,
-                    json!({"annotations": {PLAN_ANNOTATION: null}, "labels": {QUEUE_LABEL: null}}),
-                )
-                .await
-            }
+            Some(pod) if pod.queued || pod.plan.is_some() => self.edit_pod(pod, PodEdit::default().unqueue()).await,
             _ => Ok(()),
         }
     }
 
-    /// Changes a pod's metadata if it is still that very pod: the uid in the patch makes the API server refuse another one.
-    async fn patch_pod(&self, pod: &PodView, mut metadata: serde_json::Value) -> Result<(), kube::Error> {
-        metadata["uid"] = json!(pod.identity.uid);
-        let patch = Patch::Merge(json!({"metadata": metadata}));
-        let parameters = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        match self
-            .pods()
-            .patch_metadata(&pod.identity.name, &parameters, &patch)
+    /// Changes a pod's metadata if it is still that very pod.
+    async fn edit_pod(&self, pod: &PodView, edit: PodEdit) -> Result<(), kube::Error> {
+        match edit
+            .write(
+                &self.context.client,
+                &self.key.namespace,
+                &pod.identity.name,
+                &pod.identity.uid,
+                None,
+            )
             .await
         {
-            Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {
                 // Gone, or another one of the same name: there is nothing of ours on it.
                 self.context.queue.pod_gone(&self.key);
                 Ok(())
             }
-            Err(error) => Err(error),
+            result => result,
         }
     }
 

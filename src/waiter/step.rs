@@ -1,9 +1,12 @@
 //! The waiter's state machine: what to do next for one run. Pure and total: no clock, no client, an answer for every input.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 
-use super::pod_view::{ContainerView, PodView};
+use super::{
+    init,
+    pod_view::{ContainerView, PodView},
+};
 use crate::{
     api::hook_run::{Attempt, HookRunSpec, HookRunStatus, HookState, InitState, InitStatus, PostStatus, RunPhase},
     duration::GoDuration,
@@ -63,14 +66,17 @@ pub enum Outcome {
 }
 
 /// The status of a run that has just been created.
-pub fn first_status(spec: &HookRunSpec) -> HookRunStatus {
+pub fn first_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
     let post = spec.plan.post.iter().map(|hook| {
         let mut status = PostStatus {
             name: hook.name.clone(),
             container: hook.container.clone(),
             ..PostStatus::default()
         };
-        if let Some(error) = &hook.error {
+        if hook.left_to_velero {
+            let text = "Velero saw this hook when it created the pod; it is Velero's to run";
+            settle(&mut status, HookState::LeftToVelero, "LeftToVelero", text);
+        } else if let Some(error) = &hook.error {
             settle(&mut status, HookState::Skipped, "Invalid", error.clone());
         }
         status
@@ -78,25 +84,85 @@ pub fn first_status(spec: &HookRunSpec) -> HookRunStatus {
     let init = spec.plan.init.iter().map(|hook| InitStatus {
         name: hook.name.clone(),
         container: hook.container.clone(),
-        state: if hook.error.is_some() {
-            InitState::Skipped
-        } else {
-            InitState::Waiting
+        state: match hook {
+            PlannedInit { error: Some(_), .. } => InitState::Skipped,
+            PlannedInit { missed: true, .. } => InitState::InjectionMissed,
+            _ => InitState::Waiting,
         },
-        message: hook.error.clone().unwrap_or_default(),
+        message: match hook {
+            PlannedInit { error: Some(error), .. } => error.clone(),
+            PlannedInit { missed: true, .. } => {
+                "it is not in the pod: the webhook was not asked when the pod was created".to_owned()
+            }
+            _ => String::new(),
+        },
         ..InitStatus::default()
     });
     HookRunStatus {
         post: post.collect(),
         init: init.collect(),
-        message: "waits for the pod".to_owned(),
+        message: "waits for its containers".to_owned(),
+        conditions: conditions(spec, now),
         ..HookRunStatus::default()
     }
 }
 
+/// What is out of the ordinary about a run, by Kubernetes' conventions.
+fn conditions(spec: &HookRunSpec, now: Timestamp) -> Vec<Condition> {
+    let plan = &spec.plan;
+    let names = |names: Vec<&str>| names.join(", ");
+    let missed: Vec<&str> = plan
+        .init
+        .iter()
+        .filter(|init| init.missed)
+        .map(|init| init.container.as_str())
+        .collect();
+    let left: Vec<&str> = plan
+        .post
+        .iter()
+        .filter(|hook| hook.left_to_velero)
+        .map(|hook| hook.name.as_str())
+        .collect();
+    let texts = [
+        (
+            "AdmissionMissed",
+            plan.late_for.is_some() && !plan.status_restored,
+            "the webhook was not asked when the pod was created; its hooks were planned afterwards".to_owned(),
+        ),
+        (
+            "InjectionMissed",
+            !missed.is_empty(),
+            format!(
+                "init containers that should be in the pod and are not: {}",
+                names(missed)
+            ),
+        ),
+        (
+            "LeftToVelero",
+            !left.is_empty(),
+            format!("hooks that Velero saw and runs itself: {}", names(left)),
+        ),
+    ];
+    let held = texts.into_iter().filter(|(_, holds, _)| *holds);
+    held.map(|(type_, _, message)| Condition {
+        type_: type_.to_owned(),
+        status: "True".to_owned(),
+        reason: if plan.status_restored {
+            "StatusRestored"
+        } else {
+            "WebhookNotAsked"
+        }
+        .to_owned(),
+        message,
+        last_transition_time: Time(now),
+        observed_generation: None,
+    })
+    .collect()
+}
+
 /// The status of a run whose earlier record was deleted: what was not skipped may have run.
 pub fn lost_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
-    let mut status = first_status(spec);
+    let mut status = first_status(spec, now);
     for state in status.post.iter_mut().filter(|state| state.state == HookState::Waiting) {
         settle(
             state,
@@ -111,7 +177,7 @@ pub fn lost_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
 
 /// The status of a run that will never be worked on.
 pub fn stale_status(spec: &HookRunSpec, message: &str, now: Timestamp) -> HookRunStatus {
-    let mut status = first_status(spec);
+    let mut status = first_status(spec, now);
     for state in status.post.iter_mut().filter(|state| !state.state.is_final()) {
         settle(state, HookState::Skipped, "Stale", message);
     }
@@ -136,7 +202,7 @@ pub fn next(situation: &Situation) -> Step {
     }
     let mut new = status.clone();
     for (hook, state) in spec.plan.init.iter().zip(&mut new.init) {
-        observe(hook, state, pod);
+        init::observe(hook, state, pod, now);
     }
     for state in new.post.iter_mut().filter(|state| state.state == HookState::Started) {
         if state
@@ -331,78 +397,32 @@ fn start(status: &mut HookRunStatus, hook: usize, process: &str, now: Timestamp)
     status.started_at.get_or_insert(MicroTime(now));
 }
 
-/// Takes over what the kubelet says of an init container.
-fn observe(hook: &PlannedInit, state: &mut InitStatus, pod: Option<&PodView>) {
-    if matches!(
-        state.state,
-        InitState::Skipped | InitState::Succeeded | InitState::Unknown
-    ) {
-        return;
-    }
-    let Some(pod) = pod else {
-        state.state = InitState::Unknown;
-        "the pod was deleted before the container had ended".clone_into(&mut state.message);
-        return;
-    };
-    let Some(container) = pod.containers.get(&hook.container) else {
-        return;
-    };
-    if let Some(ended) = &container.ended {
-        state.exit_code = Some(ended.exit_code);
-        state.finished_at = ended.at.map(MicroTime);
-        state.started_at = ended.started_at.map(MicroTime);
-        state.state = if ended.exit_code == 0 {
-            InitState::Succeeded
-        } else {
-            InitState::Failed
-        };
-        state.message = if ended.exit_code == 0 {
-            String::new()
-        } else {
-            format!("exit code {}", ended.exit_code)
-        };
-    }
-    if container.running {
-        state.state = InitState::Running;
-        state.started_at = container.started_at.map(MicroTime);
-        // A native sidecar never ends: that it is up is all that is asked of it.
-        if container.ready && pod.phase == "Running" {
-            state.state = InitState::Succeeded;
-        }
-    }
-    if let Some(why) = container.waiting.as_ref().filter(|why| *why != "PodInitializing") {
-        let known = std::mem::take(&mut state.message);
-        state.message = if known.is_empty() || known.contains(why.as_str()) {
-            why.clone()
-        } else {
-            format!("{known}; {why}")
-        };
-    }
-}
-
 /// Sets the phase once nothing can change any more.
 fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView>, now: Timestamp) {
     let hooks_are_final = status.post.iter().all(|state| state.state.is_final());
-    // Without post hooks the run exists to watch the init containers.
-    let over = |state: &InitStatus| {
-        matches!(
-            state.state,
-            InitState::Succeeded | InitState::Skipped | InitState::Unknown
-        )
-    };
+    // Where no command is to be run, the run exists to watch the init containers.
+    let runs_commands = runs_commands(status);
     let settled = pod_end(pod).is_some() || now.duration_since(spec.pod.created_at) >= RUN_LIMIT;
-    let init_is_final = !spec.plan.post.is_empty() || settled || status.init.iter().all(over);
+    let init_is_final = runs_commands || settled || status.init.iter().all(init::is_over);
     if !hooks_are_final || !init_is_final {
         return;
     }
+    // What Velero runs is Velero's to report.
+    let own = || {
+        spec.plan
+            .post
+            .iter()
+            .zip(&status.post)
+            .filter(|(_, state)| state.state != HookState::LeftToVelero)
+    };
     let bad = |wanted: OnError| {
-        let hooks = spec.plan.post.iter().zip(&status.post);
+        let hooks = own();
         hooks
             .filter(|(hook, state)| hook.on_error == wanted && state.state != HookState::Succeeded)
             .count()
     };
     let (hard, soft) = (bad(OnError::Fail), bad(OnError::Continue));
-    let all = status.post.len();
+    let all = own().count();
     let (phase, message) = match (hard, soft) {
         (0, 0) if all == 0 => (RunPhase::Succeeded, "no post hooks".to_owned()),
         (0, 0) => (RunPhase::Succeeded, format!("{all} of {all} post hooks succeeded")),
@@ -423,19 +443,25 @@ fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView
     status.finished_at = Some(MicroTime(now));
 }
 
+/// Whether there are commands to run, or were.
+fn runs_commands(status: &HookRunStatus) -> bool {
+    let idle = |hook: &PostStatus| matches!(hook.state, HookState::LeftToVelero | HookState::Skipped);
+    !status.post.iter().all(idle)
+}
+
 /// Progress of init containers alone is written when one has failed, or when nothing else will be written.
 fn worth_writing(old: &HookRunStatus, new: &HookRunStatus) -> bool {
     let failures = |status: &HookRunStatus| {
         status
             .init
             .iter()
-            .filter(|state| state.state == InitState::Failed)
+            .filter(|state| matches!(state.state, InitState::Failed | InitState::TimedOut))
             .count()
     };
     old.post != new.post
         || old.phase != new.phase
         || failures(old) != failures(new)
-        || (old.post.is_empty() && old.init != new.init)
+        || (!runs_commands(old) && old.init != new.init)
 }
 
 /// The next time at which something is due by the clock alone.
@@ -454,8 +480,15 @@ fn deadline(spec: &HookRunSpec, status: &HookRunStatus, now: Timestamp) -> Optio
         }
     });
     let limits = limits.chain(std::iter::once(RUN_LIMIT));
+    let init = spec
+        .plan
+        .init
+        .iter()
+        .zip(&status.init)
+        .filter_map(|(hook, state)| init::due(hook, state));
     limits
         .filter_map(|limit| spec.pod.created_at.checked_add(limit).ok())
+        .chain(init)
         .filter(|due| *due > now)
         .min()
 }

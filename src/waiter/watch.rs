@@ -33,7 +33,7 @@ pub async fn pods(client: Client, queue: &Queue, listed: impl Fn(), start: impl 
         let seen = |pod: &Pod| PodView::read(pod);
         match change {
             Change::Seen(pod) => {
-                let Some(view) = seen(&pod) else { return None };
+                let view = seen(&pod)?;
                 let key = RunKey::of_pod(&view);
                 if let Some(task) = queue.pod_seen(view) {
                     start(task);

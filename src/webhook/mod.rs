@@ -81,12 +81,12 @@ pub enum WebhookError {
     #[error(transparent)]
     Kube(#[from] KubeError),
     /// A port can't be had.
-    #[error("can't listen on {address}: {source}")]
+    #[error("can't listen on {address}: {cause}")]
     Listen {
         /// Where.
         address: SocketAddr,
         /// Why not.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// TLS can't be set up.
     #[error(transparent)]
@@ -167,7 +167,7 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, WebhookError> {
-    let failed = |source| WebhookError::Listen { address, source };
+    let failed = |cause| WebhookError::Listen { address, cause };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     // Port 0 is any port: which one?
     info!(address = %listener.local_addr().map_err(failed)?, "listening");

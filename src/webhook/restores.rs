@@ -19,7 +19,11 @@ use tracing::{debug, info, warn};
 
 use crate::{
     hooks::restored::{RestoreInfo, label_value},
-    infra::{health::Gate, kube::is_not_found, metrics::Metrics},
+    infra::{
+        health::Gate,
+        kube::{is_not_found, reason, watch_reason},
+        metrics::Metrics,
+    },
 };
 
 /// How long to wait before looking again for a Velero that is not installed, and at most after failures.
@@ -61,7 +65,7 @@ impl ListRestores for VeleroApi {
                 Ok(list) => Ok(list.items.into_iter().filter_map(read).collect()),
                 // No Velero here.
                 Err(error) if is_not_found(&error) => Ok(Vec::new()),
-                Err(error) => Err(format!("listing the Restores failed: {error}")),
+                Err(error) => Err(format!("listing the Restores failed: {}", reason(&error))),
             }
         })
     }
@@ -222,7 +226,10 @@ pub async fn run_watch(
         };
         match event {
             Some(Ok(event)) => {
-                pause = FIRST_PAUSE;
+                // A list that is only begun may still fail.
+                if !matches!(event, Event::Init) {
+                    pause = FIRST_PAUSE;
+                }
                 match event {
                     Event::Init => listed.clear(),
                     Event::InitApply(restore) => listed.extend(read(restore)),
@@ -246,10 +253,11 @@ pub async fn run_watch(
             }
             Some(Err(error)) => {
                 // A watch that expires is routine; one that can't begin is not.
+                let reason = watch_reason(&error);
                 if matches!(error, watcher::Error::InitialListFailed(_)) {
-                    warn!(%error, "the Restores can't be listed");
+                    warn!(error = reason, "the Restores can't be listed");
                 } else {
-                    debug!(%error, "the watch on Restores was interrupted");
+                    debug!(error = reason, "the watch on Restores was interrupted");
                 }
             }
             // kube's watcher never ends.

@@ -25,12 +25,13 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::infra::{
     ca_store::{CERTIFICATE_KEY, PRIVATE_KEY_KEY},
     clock,
     health::Gate,
+    kube::watch_reason,
     metrics::{CertificateKind, Metrics, Outcome},
     pki::{self, Ca, PkiError, Validity},
 };
@@ -47,19 +48,25 @@ pub enum TlsError {
     #[error(transparent)]
     Pki(#[from] PkiError),
     /// A file can't be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// rustls refuses it.
     #[error("the certificate can't be used: {0}")]
-    Rustls(#[from] rustls::Error),
+    Rustls(rustls::Error),
     /// The Secret lacks a key.
     #[error("the Secret has no text under {0}")]
     Missing(&'static str),
+}
+
+impl From<rustls::Error> for TlsError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Rustls(error)
+    }
 }
 
 /// The certificate that is served at the moment. Clones share it.
@@ -199,7 +206,10 @@ pub async fn run_self_signed(
                 }
                 // With the last CA, which the API server may still trust, things go on for the time being.
                 Ok(None) => info!(secret, "waiting for the Secret with the CA"),
-                Err(error) => debug!(%error, secret, "watching the Secret with the CA"),
+                Err(error) => {
+                    let error = watch_reason(&error);
+                    warn!(error, secret, "the Secret with the CA can't be watched at the moment");
+                }
             },
         }
         match own.renew(&target.certificate, clock::now()) {
@@ -248,7 +258,7 @@ pub async fn run_files(
 
 fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
     let path = path.to_owned();
-    std::fs::read(&path).map_err(|source| TlsError::File { path, source })
+    std::fs::read(&path).map_err(|cause| TlsError::File { path, cause })
 }
 
 /// Serves the certificate chain and key of two PEM texts.

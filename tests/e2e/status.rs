@@ -77,7 +77,7 @@ async fn status_tells_the_result_by_its_exit_code_and_waits_if_asked() {
             "1"
         ]
     );
-    assert_eq!(words[3], ["1", "pods,", "1", "post", "hooks:", "1", "Succeeded"]);
+    assert_eq!(words[3], ["1", "pod,", "1", "post", "hook:", "1", "Succeeded"]);
 
     let json: Value = serde_json::from_slice(&reveille(&["status", &begun.name, "-o", "json"]).stdout).unwrap();
     let restores = json["restores"].as_array().unwrap();

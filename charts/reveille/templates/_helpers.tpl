@@ -25,11 +25,6 @@ The name of all objects. Cut at 50 characters, so that names derived from it (Se
 {{- include "reveille.fullname" . -}}-ca
 {{- end -}}
 
-{{/* Lease of the waiter's leader. */}}
-{{- define "reveille.lease" -}}
-{{- include "reveille.fullname" . -}}-waiter
-{{- end -}}
-
 {{- define "reveille.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "reveille.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -35,9 +35,9 @@ fn pod(init: &[&str]) -> Value {
 /// The names after placing, checked to be stable under a second call.
 fn names_after(pod: &Value, hooks: &[InitHook], leftovers: &[&str]) -> Vec<String> {
     let leftovers = leftovers.iter().map(|&name| name.to_owned()).collect();
-    let after = patch::apply(pod, &place(pod, hooks, &leftovers).operations).expect("the patch applies");
+    let after = patch::apply(pod, &place(pod, hooks, &[], &leftovers).operations).expect("the patch applies");
     assert_eq!(
-        place(&after, hooks, &BTreeSet::new()).operations,
+        place(&after, hooks, &[], &BTreeSet::new()).operations,
         [],
         "a second call changes nothing"
     );
@@ -72,7 +72,11 @@ fn what_velero_has_injected_is_recognised() {
     let hooks = [hook("a", "x"), hook("b", "x")];
     let check = |init: &[&str], expected: &[&str], added: &[&str]| {
         assert_eq!(names_after(&pod(init), &hooks, &[]), expected, "{init:?}");
-        assert_eq!(place(&pod(init), &hooks, &BTreeSet::new()).injected, added, "{init:?}");
+        assert_eq!(
+            place(&pod(init), &hooks, &[], &BTreeSet::new()).injected,
+            added,
+            "{init:?}"
+        );
     };
     check(
         &["restore-wait", "a=x", "b=x", "own"],
@@ -99,7 +103,7 @@ fn what_velero_has_injected_is_recognised() {
 #[test]
 fn nothing_is_patched_when_all_is_in_place() {
     let present = pod(&["restore-wait", "a=x", "own"]);
-    assert_eq!(place(&present, &[hook("a", "x")], &BTreeSet::new()).operations, []);
+    assert_eq!(place(&present, &[hook("a", "x")], &[], &BTreeSet::new()).operations, []);
 }
 
 #[test]
@@ -142,9 +146,26 @@ fn leftovers_of_an_earlier_restore_go() {
 }
 
 #[test]
+fn what_velero_injected_for_a_silenced_hook_goes() {
+    let pod = pod(&["restore-wait", "spec=x", "own"]);
+    let placement = place(
+        &pod,
+        &[hook("a", "x")],
+        &[hook("spec", "x"), hook("own", "y")],
+        &BTreeSet::new(),
+    );
+    let after = patch::apply(&pod, &placement.operations).unwrap();
+    let names: Vec<_> = pod_containers(&after, "initContainers")
+        .iter()
+        .filter_map(container_name)
+        .collect();
+    assert_eq!(names, ["restore-wait", "a", "own"]);
+}
+
+#[test]
 fn foreign_containers_are_never_removed() {
     for init in [&["restore-wait", "a=other", "own"][..], &["a", "own"]] {
-        let placement = place(&pod(init), &[hook("a", "x")], &BTreeSet::new());
+        let placement = place(&pod(init), &[hook("a", "x")], &[], &BTreeSet::new());
         assert_eq!(placement.operations, []);
         assert!(placement.planned[0].error.as_ref().expect("an error").contains("\"a\""));
         assert_eq!(placement.problems.len(), 1);
@@ -156,6 +177,7 @@ fn name_clashes_are_said_in_words_and_the_rest_goes_on() {
     let placement = place(
         &pod(&[]),
         &[hook("a", "x"), hook("a", "y"), hook("app", "x"), hook("b", "x")],
+        &[],
         &BTreeSet::new(),
     );
     assert_eq!(placement.injected, ["a", "b"]);
@@ -173,7 +195,7 @@ fn a_hook_with_an_error_is_not_added_but_listed() {
         error: Some("bad".to_owned()),
         ..hook("a", "x")
     };
-    let placement = place(&pod(&[]), &[broken], &BTreeSet::new());
+    let placement = place(&pod(&[]), &[broken], &[], &BTreeSet::new());
     assert_eq!(
         (placement.operations.len(), placement.planned[0].error.as_deref()),
         (0, Some("bad"))
@@ -188,7 +210,7 @@ fn unset_fields_are_copied_from_the_first_container_and_set_ones_kept() {
     let present = json!({"name": "c", "image": "x", "command": ["go"], "resources": {}});
     let pod = json!({"spec": {"initContainers": [{"name": "restore-wait"}, present], "containers": [first]}});
     let hooks = [hook("a", "x"), own, hook("c", "x")];
-    let after = patch::apply(&pod, &place(&pod, &hooks, &BTreeSet::new()).operations).unwrap();
+    let after = patch::apply(&pod, &place(&pod, &hooks, &[], &BTreeSet::new()).operations).unwrap();
     let init = &after["spec"]["initContainers"];
     assert_eq!(init[1]["securityContext"]["runAsUser"], 7);
     assert_eq!(init[1]["resources"]["limits"]["cpu"], "1");
@@ -205,17 +227,18 @@ fn absent_and_null_lists_are_made() {
     for spec in [json!({"containers": []}), json!({"initContainers": null})] {
         let pod = json!({"spec": spec});
         assert_eq!(names_after(&pod, &[hook("a", "x")], &[]), ["a"]);
-        assert_eq!(place(&pod, &[], &BTreeSet::new()).operations, []);
+        assert_eq!(place(&pod, &[], &[], &BTreeSet::new()).operations, []);
     }
 }
 
-fn strategy() -> impl proptest::strategy::Strategy<
-    Value = (
-        Vec<&'static str>,
-        Vec<(&'static str, &'static str, bool)>,
-        Vec<&'static str>,
-    ),
-> {
+/// Present containers; wanted hooks as (name, image, generated); names in an older plan.
+type Scene = (
+    Vec<&'static str>,
+    Vec<(&'static str, &'static str, bool)>,
+    Vec<&'static str>,
+);
+
+fn strategy() -> impl proptest::strategy::Strategy<Value = Scene> {
     use proptest::{collection::vec, prelude::*, sample::select};
     let present = select(vec![
         "restore-wait",
@@ -247,9 +270,9 @@ proptest::proptest! {
         let pod = pod(&present);
         let hooks: Vec<InitHook> = wanted.iter().map(|(name, image, made)| if *made { generated(image) } else { hook(name, image) }).collect();
         let leftovers: BTreeSet<String> = leftovers.iter().map(|&name| name.to_owned()).collect();
-        let placement = place(&pod, &hooks, &leftovers);
+        let placement = place(&pod, &hooks, &[], &leftovers);
         let after = patch::apply(&pod, &placement.operations).expect("the patch applies");
-        proptest::prop_assert_eq!(place(&after, &hooks, &BTreeSet::new()).operations, vec![]);
+        proptest::prop_assert_eq!(place(&after, &hooks, &[], &BTreeSet::new()).operations, vec![]);
         let foreign = |pod: &Value| pod_containers(pod, "initContainers").iter()
             .filter(|container| matches!(container_name(container), Some("own" | "mesh" | "restore-wait" | "restic-wait"))).cloned().collect::<Vec<_>>();
         proptest::prop_assert_eq!(foreign(&pod), foreign(&after));

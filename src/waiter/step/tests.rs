@@ -24,6 +24,7 @@ fn hook(container: &str) -> PostHook {
         wait_timeout: GoDuration::ZERO,
         wait_for_ready: false,
         error: None,
+        left_to_velero: false,
     }
 }
 
@@ -33,6 +34,8 @@ fn spec(post: Vec<PostHook>) -> HookRunSpec {
         restore: None,
         planned_at: at(0),
         resolved: true,
+        late_for: None,
+        status_restored: false,
         post,
         init: vec![],
         moved: BTreeMap::new(),
@@ -117,7 +120,7 @@ fn exited(spec: &HookRunSpec, status: &HookRunStatus, hook: usize, code: i32) ->
 #[test]
 fn waits_runs_records_and_is_done() {
     let spec = spec(vec![hook("a")]);
-    let first = first_status(&spec);
+    let first = first_status(&spec, at(0));
     assert_eq!(step(&spec, &first, Some(&pod(&[])), 1), Step::Wait(Some(at(86_400))));
     let (index, started) = executed(step(&spec, &first, Some(&pod(&["a"])), 2));
     assert_eq!(
@@ -136,7 +139,7 @@ fn waits_runs_records_and_is_done() {
 #[test]
 fn in_a_pod_one_after_another_and_nothing_holds_back_another_container() {
     let spec = spec(vec![hook("a"), hook("a"), hook("b")]);
-    let first = first_status(&spec);
+    let first = first_status(&spec, at(0));
     let (index, started) = executed(step(&spec, &first, Some(&pod(&["b"])), 1));
     assert_eq!(index, 2);
     // While one runs, no other is started, whatever comes up.
@@ -158,7 +161,7 @@ fn readiness_is_waited_for_where_asked_and_keeps_the_order() {
         ..hook("a")
     };
     let spec = spec(vec![ready, hook("a")]);
-    let first = first_status(&spec);
+    let first = first_status(&spec, at(0));
     assert!(matches!(step(&spec, &first, Some(&pod(&["a"])), 1), Step::Wait(_)));
     assert_eq!(executed(step(&spec, &first, Some(&pod(&["a!"])), 2)).0, 0);
 }
@@ -170,7 +173,7 @@ fn fail_cancels_what_has_not_started_and_continue_does_not() {
         (OnError::Continue, RunPhase::PartiallyFailed, HookState::Succeeded),
     ] {
         let spec = spec(vec![PostHook { on_error, ..hook("a") }, hook("b")]);
-        let (_, started) = executed(step(&spec, &first_status(&spec), Some(&pod(&["a", "b"])), 1));
+        let (_, started) = executed(step(&spec, &first_status(&spec, at(0)), Some(&pod(&["a", "b"])), 1));
         let failed = exited(&spec, &started, 0, 3);
         assert_eq!(failed.post[0].message, "exit code 3");
         let end = match step(&spec, &failed, Some(&pod(&["a", "b"])), 2) {
@@ -185,7 +188,7 @@ fn fail_cancels_what_has_not_started_and_continue_does_not() {
 #[test]
 fn a_failure_elsewhere_in_the_restore_cancels_with_its_reason() {
     let spec = spec(vec![hook("a")]);
-    let status = first_status(&spec);
+    let status = first_status(&spec, at(0));
     let running = pod(&["a"]);
     let situation = Situation {
         spec: &spec,
@@ -208,7 +211,7 @@ fn an_expired_wait_is_not_executed_even_if_the_container_comes_up_then() {
         wait_timeout: GoDuration::from_secs(60),
         ..hook("a")
     }]);
-    let first = first_status(&spec);
+    let first = first_status(&spec, at(0));
     assert_eq!(step(&spec, &first, Some(&pod(&[])), 59), Step::Wait(Some(at(60))));
     let end = recorded(step(&spec, &first, Some(&pod(&["a"])), 60));
     assert_eq!(
@@ -221,7 +224,7 @@ fn an_expired_wait_is_not_executed_even_if_the_container_comes_up_then() {
 #[test]
 fn nothing_waits_longer_than_a_day() {
     let spec = spec(vec![hook("a")]);
-    let end = recorded(step(&spec, &first_status(&spec), Some(&pod(&[])), 86_400));
+    let end = recorded(step(&spec, &first_status(&spec, at(0)), Some(&pod(&[])), 86_400));
     assert_eq!(
         (end.post[0].state, end.post[0].reason.as_str()),
         (HookState::WaitTimedOut, "RunLimit")
@@ -237,7 +240,7 @@ fn what_another_process_started_is_unknown_and_not_run_again() {
         },
         hook("b"),
     ]);
-    let (_, mut started) = executed(step(&spec, &first_status(&spec), Some(&pod(&["a"])), 1));
+    let (_, mut started) = executed(step(&spec, &first_status(&spec, at(0)), Some(&pod(&["a"])), 1));
     started.post[0].attempts[0].claimed_by = "somebody else".to_owned();
     let end = recorded(step(&spec, &started, Some(&pod(&["a", "b"])), 2));
     assert_eq!(
@@ -249,7 +252,7 @@ fn what_another_process_started_is_unknown_and_not_run_again() {
 #[test]
 fn pods_that_go_away_end_the_run_in_words() {
     let spec = spec(vec![hook("a")]);
-    let first = first_status(&spec);
+    let first = first_status(&spec, at(0));
     let mut terminating = pod(&["a"]);
     terminating.terminating = true;
     let mut ended = pod(&[]);
@@ -277,7 +280,7 @@ fn a_broken_hook_is_skipped_and_the_others_run() {
         },
         hook("b"),
     ]);
-    let (index, started) = executed(step(&spec, &first_status(&spec), Some(&pod(&["a", "b"])), 1));
+    let (index, started) = executed(step(&spec, &first_status(&spec, at(0)), Some(&pod(&["a", "b"])), 1));
     assert_eq!(index, 1);
     let end = exited(&spec, &started, 1, 0);
     assert_eq!(
@@ -289,7 +292,7 @@ fn a_broken_hook_is_skipped_and_the_others_run() {
 #[test]
 fn success_needs_an_exit_code_of_zero_that_was_read() {
     let spec = spec(vec![hook("a")]);
-    let (_, started) = executed(step(&spec, &first_status(&spec), Some(&pod(&["a"])), 1));
+    let (_, started) = executed(step(&spec, &first_status(&spec, at(0)), Some(&pod(&["a"])), 1));
     for (outcome, state) in [
         (Outcome::Exited(1), HookState::Failed),
         (Outcome::Refused("no such file".to_owned()), HookState::Failed),
@@ -321,6 +324,7 @@ fn with_init() -> HookRunSpec {
         container: "prepare".to_owned(),
         timeout: GoDuration::ZERO,
         error: None,
+        missed: false,
     });
     spec
 }
@@ -328,7 +332,7 @@ fn with_init() -> HookRunSpec {
 #[test]
 fn init_containers_are_observed_and_never_fail_the_run() {
     let spec = with_init();
-    let first = first_status(&spec);
+    let first = first_status(&spec, at(0));
     let ended = |code| {
         let mut pod = pod(&[]);
         let view = ContainerView {
@@ -356,6 +360,27 @@ fn init_containers_are_observed_and_never_fail_the_run() {
     assert_eq!(
         (gone.init[0].state, gone.phase),
         (InitState::Unknown, RunPhase::Succeeded)
+    );
+}
+
+#[test]
+fn an_init_container_that_takes_too_long_is_recorded_and_holds_nothing_up() {
+    let mut spec = with_init();
+    spec.plan.init[0].timeout = GoDuration::from_secs(60);
+    let first = first_status(&spec, at(0));
+    let mut pod = pod(&[]);
+    let running = ContainerView {
+        running: true,
+        started_at: Some(at(10)),
+        ..ContainerView::default()
+    };
+    pod.containers.insert("prepare".to_owned(), running);
+    let seen = recorded(step(&spec, &first, Some(&pod), 11));
+    assert_eq!(step(&spec, &seen, Some(&pod), 12), Step::Wait(Some(at(70))));
+    let end = recorded(step(&spec, &seen, Some(&pod), 70));
+    assert_eq!(
+        (end.init[0].state, end.phase),
+        (InitState::TimedOut, RunPhase::Succeeded)
     );
 }
 
@@ -402,7 +427,7 @@ mod any_order {
                 wait_timeout: GoDuration::from_secs(wait),
                 ..hook(container)
             }).collect());
-            let mut status = first_status(&spec);
+            let mut status = first_status(&spec, at(0));
             let mut view = Some(pod(&[]));
             let (mut second, mut process, mut running, mut cancelled) = (1, 0, None, None);
             for happening in happenings.into_iter().chain([Happening::Gone, Happening::Exit(0), Happening::Later(1)]) {

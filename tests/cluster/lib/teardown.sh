@@ -92,6 +92,7 @@ teardown() {
   unmount_all
   remove_shared_traces
   if [[ -n $N ]]; then
+    # shellcheck disable=SC2034 # lock_file sets it by name
     local alloc
     lock_file alloc allocate
     [[ ! -e $NETNS ]] || ip netns delete "rv$N"
