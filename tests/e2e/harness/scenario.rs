@@ -323,11 +323,10 @@ impl Scenario {
     fn diagnose(&self) {
         let show = |title: &str, arguments: &[&str]| {
             let output = run("kubectl", arguments);
-            println!(
-                "--- {title}\n{}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
+            let text = [output.stdout, output.stderr].concat();
+            // Some tests have very large pods.
+            let text = String::from_utf8_lossy(text.get(..40_000).unwrap_or(&text)).into_owned();
+            println!("--- {title}\n{text}");
         };
         let namespace = self.namespace.as_str();
         show(
