@@ -17,6 +17,18 @@ use crate::duration::GoDuration;
 /// The longest reason that is kept, in bytes.
 const REASON_LIMIT: usize = 1024;
 
+/// What container runtimes and the kubelet say of a command that did not start.
+const NOT_STARTED: [&str; 8] = [
+    "OCI runtime exec failed",
+    "unable to start container process",
+    "failed to create exec",
+    "failed to start exec",
+    "container not found",
+    "container not created",
+    "container is not created or running",
+    "is in CONTAINER_EXITED state",
+];
+
 /// Where and what to run.
 #[derive(Clone, Debug)]
 pub struct Command<'a> {
@@ -44,6 +56,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// The command was not started, and why.
+    pub fn refused(why: &str) -> Self {
+        Self::silent(Outcome::Refused(why.to_owned()))
+    }
+
     fn silent(outcome: Outcome) -> Self {
         Self {
             outcome,
@@ -162,11 +179,15 @@ fn from_status(status: &Status) -> Outcome {
     if let Some(code) = code.and_then(|cause| cause.message.as_deref()?.parse().ok()) {
         return Outcome::Exited(code);
     }
-    // The runtime could not start the command: no such file, no such directory, container not running.
     let message = status.message.as_deref().unwrap_or("no reason was given");
     // Each layer on the way puts the same words in front.
-    let message = message.replace("Internal error occurred: ", "");
-    Outcome::Refused(cut(&escape(&message), REASON_LIMIT))
+    let message = cut(&escape(&message.replace("Internal error occurred: ", "")), REASON_LIMIT);
+    // The runtime says so when it could not start a command. Anything else may have come after the start.
+    if NOT_STARTED.iter().any(|words| message.contains(words)) {
+        Outcome::Refused(message)
+    } else {
+        Outcome::Lost(message)
+    }
 }
 
 #[cfg(test)]
@@ -184,10 +205,16 @@ mod tests {
             json!({"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "details": causes}),
             &Outcome::Exited(3),
         );
-        let message = "exec failed: no such file";
+        let message = "OCI runtime exec failed: no such file";
         check(
             json!({"metadata": {}, "status": "Failure", "message": message}),
             &Outcome::Refused(message.to_owned()),
+        );
+        // What the API server says when its connection to the kubelet breaks.
+        let message = "error stream: unexpected EOF";
+        check(
+            json!({"metadata": {}, "status": "Failure", "reason": "InternalError", "message": message}),
+            &Outcome::Lost(message.to_owned()),
         );
     }
 }
