@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
 
 use super::{
@@ -303,10 +304,18 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What is wrong with a container of a list, if anything.
+/// What is wrong with a container of a list, if anything. The API server would refuse the whole pod for it.
 pub(super) fn container_error(container: &Value) -> Option<String> {
     if !container.is_object() {
         return Some("is not a container".to_owned());
+    }
+    let mut decodable = container.clone();
+    if let Some(fields) = decodable.as_object_mut() {
+        // Quantities may be numbers, which the typed container does not take.
+        fields.remove("resources");
+    }
+    if let Err(error) = serde_json::from_value::<Container>(decodable) {
+        return Some(format!("is not a container: {error}"));
     }
     let lacking = ["name", "image"].iter().find(|field| {
         let value = container.get(**field).and_then(Value::as_str);

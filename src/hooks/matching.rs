@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use globset::GlobBuilder;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
 use serde_json::Value;
 
-/// An include list and an exclude list of globs (`*`, `?`, `[a-z]`, `[!a]`, `{a,b}`, `\`), by Velero's rules.
+use super::glob::Glob;
+
+/// An include list and an exclude list of patterns ([`Glob`]), by Velero's rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IncludeExclude {
     /// What is in; empty is all.
@@ -38,24 +39,13 @@ fn any_matches(patterns: &[String], name: &str) -> bool {
     let mut sorted: Vec<&String> = patterns.iter().collect();
     sorted.sort();
     for pattern in sorted {
-        match glob(pattern) {
-            Ok(matcher) if matcher.is_match(name) => return true,
+        match Glob::parse(pattern) {
+            Ok(glob) if glob.matches(name) => return true,
             Ok(_) => {}
             Err(_) => return false,
         }
     }
     false
-}
-
-/// Compiles one entry; the error is a sentence.
-pub fn glob(pattern: &str) -> Result<globset::GlobMatcher, String> {
-    let glob = GlobBuilder::new(pattern)
-        .literal_separator(false)
-        .backslash_escape(true)
-        .empty_alternates(true)
-        .build();
-    glob.map(|glob| glob.compile_matcher())
-        .map_err(|error| error.kind().to_string())
 }
 
 /// Reads a label selector; `None` or null selects all pods.

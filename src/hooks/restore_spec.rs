@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     annotations::{container_error, join},
+    glob::Glob,
     hook::{DEFAULT_EXEC_TIMEOUT, HookSource, InitHook, OnError, PostHook, Problem},
     matching::{self, IncludeExclude},
     values,
@@ -181,7 +182,7 @@ impl Parser<'_> {
             (&namespaces.exclude, "excludedNamespaces"),
         ] {
             for pattern in list {
-                if let Err(message) = matching::glob(pattern) {
+                if let Err(message) = Glob::parse(pattern) {
                     let text = format!("{} is no pattern: {message}", values::quote(pattern));
                     self.problems.push(Problem::error(format!("{path}.{key}"), text));
                 }

@@ -84,7 +84,7 @@ pub fn select(pod: &Value, namespace: &str, annotations: &Annotations, rules: &R
         }
         selected.silenced_init = std::mem::replace(&mut init, hooks);
     }
-    selected.post = in_pod_order(post, pod, &mut selected.problems);
+    selected.post = in_pod_order(post, pod, &init, &mut selected.problems);
     selected.init = init;
     selected
 }
@@ -114,8 +114,21 @@ fn verdict(rule: &Rule, namespace: &str, labels: &BTreeMap<String, String>) -> R
 }
 
 /// Fills in the first container where none is named, refuses containers that the pod does not have, and sorts.
-fn in_pod_order(hooks: Vec<PostHook>, pod: &Value, problems: &mut Vec<Problem>) -> Vec<PostHook> {
-    let order = exec_targets(pod);
+fn in_pod_order(hooks: Vec<PostHook>, pod: &Value, init: &[InitHook], problems: &mut Vec<Problem>) -> Vec<PostHook> {
+    let targets = exec_targets(pod);
+    let there = |name: &str| {
+        let lists = ["initContainers", "containers"].map(|field| pod_containers(pod, field));
+        lists
+            .into_iter()
+            .flatten()
+            .any(|container| container_name(container) == Some(name))
+    };
+    // Native sidecars that the init hooks bring stand before the pod's own. Where the name is taken they are not added.
+    let brought = init
+        .iter()
+        .filter(|hook| hook.error.is_none() && is_sidecar(&hook.container));
+    let brought = brought.map(InitHook::container_name).filter(|name| !there(name));
+    let order: Vec<&str> = brought.chain(targets).collect();
     let first = pod_containers(pod, "containers")
         .first()
         .and_then(|container| container_name(container))
@@ -150,11 +163,16 @@ fn in_pod_order(hooks: Vec<PostHook>, pod: &Value, problems: &mut Vec<Problem>) 
 pub fn exec_targets(pod: &Value) -> Vec<&str> {
     let sidecars = pod_containers(pod, "initContainers")
         .iter()
-        .filter(|container| container.get("restartPolicy").and_then(Value::as_str) == Some("Always"));
+        .filter(|container| is_sidecar(container));
     sidecars
         .chain(pod_containers(pod, "containers"))
         .filter_map(container_name)
         .collect()
+}
+
+/// A native sidecar, if it is an init container.
+fn is_sidecar(container: &Value) -> bool {
+    container.get("restartPolicy").and_then(Value::as_str) == Some("Always")
 }
 
 /// `spec.containers` or `spec.initContainers`; empty when absent or null.
@@ -292,6 +310,27 @@ mod tests {
             error.contains("\"setup\"") && error.contains("mesh, main, side"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_sidecar_that_an_init_hook_brings_is_a_target_unless_its_name_is_taken() {
+        let hooks = |name: &str| {
+            let container = json!({"name": name, "image": "x", "restartPolicy": "Always"});
+            json!([{"name": "r", "postHooks": [
+                {"exec": {"command": ["c"], "container": name}},
+                {"exec": {"command": ["c"], "container": "mesh"}},
+                {"init": {"initContainers": [container]}},
+            ]}])
+        };
+        let ready = |name: &str| {
+            let post = check(&[], hooks(name), &pod()).post;
+            post.into_iter()
+                .filter(|hook| hook.error.is_none())
+                .map(|hook| hook.container)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ready("helper"), ["helper", "mesh"]);
+        assert_eq!(ready("setup"), ["mesh"]);
     }
 
     #[test]

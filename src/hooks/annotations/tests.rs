@@ -150,7 +150,17 @@ fn a_generated_name_is_always_the_same_and_valid() {
 
 #[test]
 fn bad_lists_are_errors_and_silence_the_spec() {
-    for text in ["{", "name: x", "just text", "- {name: a}", "- {image: a}", "- 5", "[{]"] {
+    for text in [
+        "{",
+        "name: x",
+        "just text",
+        "- {name: a}",
+        "- {image: a}",
+        "- 5",
+        "[{]",
+        "- {name: a, image: b, command: c}",
+        "- {name: a, image: b, env: {A: b}}",
+    ] {
         let read = read(
             &annotations(&[("init.hook.restore.velero.io/initContainers", text)]),
             false,
@@ -169,6 +179,19 @@ fn bad_lists_are_errors_and_silence_the_spec() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn quantities_may_be_numbers() {
+    let list = "[{name: a, image: b, resources: {limits: {cpu: 1, memory: 1Gi}}}]";
+    let read = read(
+        &annotations(&[("init.hook.restore.velero.io/initContainers", list)]),
+        false,
+    );
+    assert_eq!(
+        (read.init.expect("init").remove(0).error, read.problems),
+        (None, vec![])
+    );
 }
 
 #[test]
