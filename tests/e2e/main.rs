@@ -11,7 +11,7 @@
 //!   cargo test --features e2e --test e2e -- --test-threads 6 [part of a test's name]
 //! ```
 //!
-//! What a failed test has made stays there for a look.
+//! With `REVEILLE_E2E_KEEP=1` what a failed test has made stays there for a look.
 
 #![allow(
     clippy::unwrap_used,
