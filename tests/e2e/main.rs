@@ -26,6 +26,7 @@ mod harness;
 mod again;
 mod annotations;
 mod bad_input;
+mod breaks;
 mod cluster_rules;
 mod outages;
 mod ownership;
