@@ -44,7 +44,8 @@ pub fn is_unseen(pod: &Value, restore: &RestoreInfo) -> bool {
     };
     let created: Option<Timestamp> = text("creationTimestamp").and_then(|time| time.parse().ok());
     // An older pod carries the label because Velero's update policy has put it there: it was not created by this restore.
-    let made_by_it = matches!((created, restore.started), (Some(created), Some(started)) if created >= started);
+    // Both times are the API server's; Velero's clock may be ahead.
+    let made_by_it = matches!((created, restore.created), (Some(pod), Some(restore)) if pod >= restore);
     let run_of_its_own = annotations
         .get(RUN_ANNOTATION)
         .and_then(|mark| mark.split_once('/'))
@@ -133,11 +134,12 @@ mod tests {
             json!({})
         };
         RestoreInfo::read(&json!({
-            "metadata": {"namespace": "velero", "name": "r", "uid": "ru", "annotations": annotations},
+            "metadata": {"namespace": "velero", "name": "r", "uid": "ru", "annotations": annotations,
+                "creationTimestamp": "2026-01-01T00:00:10Z"},
             "spec": {"hooks": {"resources": [{"name": "s", "postHooks": [
                 {"exec": {"command": ["x"]}}, {"init": {"initContainers": [{"name": "i", "image": "x"}]}},
             ]}]}},
-            "status": {"phase": "InProgress", "startTimestamp": "2026-01-01T00:00:10Z"},
+            "status": {"phase": "InProgress", "startTimestamp": "2026-01-01T00:00:15Z"},
         }))
         .expect("a restore")
     }

@@ -107,7 +107,7 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     let selected = select::select(pod, context.namespace, &effective, rules, velero_owned);
     let placement = containers::place(pod, &selected.init, &selected.silenced_init, &earlier.init_names());
     if restore.is_some_and(|restore| restore.restores_status_of(&effective)) && !selected.post.is_empty() {
-        return status_restored(&reason, selected, placement);
+        return status_restored(&reason, pod, (&on_pod, &effective), selected, placement);
     }
     let takes_over = restore.is_some_and(|restore| restore.marked)
         && selected.post.iter().any(|hook| hook.source == HookSource::Annotation);
@@ -164,7 +164,16 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
 
 /// Velero writes the status of such a pod right after its creation, with the metadata from before admission: a plan written
 /// now would be undone. Only the init containers, which stand in the spec, stay; the waiter plans what is left afterwards.
-fn status_restored(reason: &str, selected: Selected, placement: Placement) -> PodDecision {
+fn status_restored(
+    reason: &str,
+    pod: &Value,
+    (on_pod, effective): (&Annotations, &Annotations),
+    selected: Selected,
+    placement: Placement,
+) -> PodDecision {
+    let mut operations = placement.operations;
+    // Marks of an earlier restore go.
+    operations.extend(write_plan(pod, on_pod, effective, None).unwrap_or_default());
     let mut problems = selected.problems;
     problems.extend(placement.problems);
     problems.push(Problem::warning(
@@ -174,7 +183,7 @@ fn status_restored(reason: &str, selected: Selected, placement: Placement) -> Po
     PodDecision {
         restored: true,
         reason: format!("{reason}, and restores the pod's status"),
-        operations: placement.operations,
+        operations,
         injected: placement.injected,
         problems,
         explanations: selected.explanations,
@@ -182,8 +191,12 @@ fn status_restored(reason: &str, selected: Selected, placement: Placement) -> Po
     }
 }
 
-/// The mode that holds for a Restore. An unreadable annotation is reported when the Restore is admitted; here it counts as absent.
+/// The mode that holds for a Restore. Ownership is decided once: a marked Restore stays Reveille's, whatever the mode says now.
+/// An unreadable annotation is reported when the Restore is admitted; here it counts as absent.
 pub fn mode_of(restore: Option<&RestoreInfo>, configured: Mode) -> Mode {
+    if restore.is_some_and(|restore| restore.marked) {
+        return Mode::Takeover;
+    }
     restore
         .and_then(|restore| restore.mode.as_deref()?.parse().ok())
         .unwrap_or(configured)
@@ -230,7 +243,9 @@ fn unresolved(pod: &Value, context: &PodContext, reason: &str) -> PodDecision {
         return decision;
     }
     decision.problems.clone_from(&plan.problems);
-    if let Ok(operations) = write_plan(pod, &on_pod, &on_pod, Some(&plan)) {
+    // What an earlier plan had moved off the pod goes back on it.
+    let effective = Earlier::read(&on_pod).annotations_before(&on_pod);
+    if let Ok(operations) = write_plan(pod, &on_pod, &effective, Some(&plan)) {
         decision.operations = operations;
         decision.plan = Some(plan);
     }

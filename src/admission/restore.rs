@@ -9,8 +9,18 @@ use crate::{
     names::{MODE_ANNOTATION, MOVED_HOOKS_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESULT_ANNOTATION},
 };
 
-/// Larger hooks stay with Velero: moved into an annotation they would not fit beside the others (Kubernetes allows 256 KiB).
+/// Larger hooks stay with Velero.
 const MOVED_LIMIT: usize = 200 * 1024;
+/// Kubernetes' limit on all annotations together, less room for our marks and for what Velero adds. A patch beyond it would get
+/// the Restore refused; `kubectl apply` keeps a copy of the whole manifest in an annotation.
+const ANNOTATIONS_LIMIT: usize = 250 * 1024;
+
+/// Takes all marks off.
+const NO_MARKS: [(&str, Option<&str>); 3] = [
+    (OWNER_ANNOTATION, None),
+    (RESULT_ANNOTATION, None),
+    (MOVED_HOOKS_ANNOTATION, None),
+];
 
 /// What is done to a Restore, and what its author should hear.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -46,12 +56,29 @@ pub fn decide_restore(restore: &Value, old: Option<&Value>, configured: Mode) ->
     let hooks = restore.get("spec").and_then(|spec| spec.get("hooks"));
     let moves = hooks.map(remaining_without_exec).unwrap_or_default();
     let moved_text = hooks.filter(|_| !moves.is_empty()).map(Value::to_string);
-    if let Some(size) = moved_text.as_ref().map(String::len).filter(|size| *size > MOVED_LIMIT) {
+    let others: usize = annotations
+        .iter()
+        .filter(|(key, _)| *key != MOVED_HOOKS_ANNOTATION)
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    let size = moved_text.as_ref().map_or(0, String::len);
+    if size > MOVED_LIMIT || (size > 0 && others + size > ANNOTATIONS_LIMIT) {
         let text = format!(
-            "its hooks have {size} bytes and more than {MOVED_LIMIT} can't be moved: Velero runs the post hooks of this restore itself"
+            "its hooks have {size} bytes and its annotations {others}, too much to move the hooks into an annotation: Velero runs the post hooks of this restore itself"
         );
         decision.problems.push(Problem::error("spec.hooks", text));
+        // Marks of an earlier version of it, or of the Restore that it is a copy of, would say otherwise.
+        decision.operations = patch::edit_metadata(restore, "annotations", &NO_MARKS);
         return decision;
+    }
+    let had_hooks = old
+        .and_then(|old| old.get("spec")?.get("hooks"))
+        .is_some_and(|hooks| !hooks.is_null());
+    let hooks_removed =
+        had_hooks && hooks.is_none_or(Value::is_null) && annotations.contains_key(MOVED_HOOKS_ANNOTATION);
+    if hooks_removed {
+        let text = "spec.hooks was removed, and with it the exec hooks that had been moved here";
+        decision.problems.push(Problem::warning(MOVED_HOOKS_ANNOTATION, text));
     }
     if old.is_some() && moved_text.is_some() && annotations.contains_key(MOVED_HOOKS_ANNOTATION) {
         let text = "the exec hooks moved here before are replaced by those now in spec.hooks";
@@ -62,7 +89,9 @@ pub fn decide_restore(restore: &Value, old: Option<&Value>, configured: Mode) ->
         (OWNER_ANNOTATION, Some(OWNER_REVEILLE)),
         (RESULT_ANNOTATION, Some("Pending")),
     ];
-    changes.extend(moved_text.as_deref().map(|text| (MOVED_HOOKS_ANNOTATION, Some(text))));
+    if moved_text.is_some() || hooks_removed {
+        changes.push((MOVED_HOOKS_ANNOTATION, moved_text.as_deref()));
+    }
     decision.operations = patch::edit_metadata(restore, "annotations", &changes);
     for (index, post_hooks) in moves {
         decision.operations.push(patch::replace(
@@ -118,9 +147,7 @@ fn without_exec(item: &Value) -> Option<Value> {
 /// A Restore that carries Reveille's marks (a copy of an earlier one, say) but is not to be owned gets its own hooks back.
 fn give_back(restore: &Value, decision: &mut RestoreDecision) {
     let annotations = annotations_of(restore);
-    let marks = [OWNER_ANNOTATION, RESULT_ANNOTATION, MOVED_HOOKS_ANNOTATION];
-    let changes: Vec<(&str, Option<&str>)> = marks.iter().map(|key| (*key, None)).collect();
-    decision.operations = patch::edit_metadata(restore, "annotations", &changes);
+    decision.operations = patch::edit_metadata(restore, "annotations", &NO_MARKS);
     let Some(text) = annotations.get(MOVED_HOOKS_ANNOTATION) else {
         return;
     };
@@ -222,6 +249,36 @@ mod tests {
         let decision = decide_restore(&restore(&large), None, Mode::Takeover);
         assert!(!decision.owned && decision.operations.is_empty());
         assert!(decision.problems[0].message.contains("Velero runs"));
+        // Grown beyond the limit before Velero begins: the earlier mark goes.
+        let mut grown = after(&restore(&hooks()), None, Mode::Takeover);
+        grown["spec"]["hooks"] = large;
+        let annotations = &after(&grown, Some(&grown), Mode::Takeover)["metadata"]["annotations"];
+        assert_eq!(*annotations, json!({}));
+    }
+
+    #[test]
+    fn hooks_that_would_not_fit_beside_the_other_annotations_stay_with_velero() {
+        let mut object = restore(
+            &json!({"resources": [{"name": "a", "postHooks": [{"exec": {"command": ["x".repeat(130 * 1024)]}}]}]}),
+        );
+        object["metadata"]["annotations"] =
+            json!({"kubectl.kubernetes.io/last-applied-configuration": "x".repeat(130 * 1024)});
+        let decision = decide_restore(&object, None, Mode::Takeover);
+        assert!(
+            !decision.owned && decision.operations.is_empty(),
+            "{:?}",
+            decision.operations
+        );
+    }
+
+    #[test]
+    fn hooks_that_were_removed_before_velero_begins_are_forgotten() {
+        let old = after(&restore(&hooks()), None, Mode::Takeover);
+        let mut new = old.clone();
+        new["spec"].as_object_mut().unwrap().remove("hooks");
+        let decided = after(&new, Some(&old), Mode::Takeover);
+        assert!(decided["metadata"]["annotations"].get(MOVED_HOOKS_ANNOTATION).is_none());
+        assert!(decided["metadata"]["annotations"].get(OWNER_ANNOTATION).is_some());
     }
 
     #[test]

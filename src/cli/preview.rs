@@ -200,6 +200,9 @@ fn offline_info(mut restore: Value, pod: &Value, mode: Mode) -> anyhow::Result<R
     metadata.entry("namespace").or_insert_with(|| json!(VELERO_NAMESPACE));
     metadata.entry("uid").or_insert_with(|| json!(uid));
     let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+    if annotations.is_null() {
+        *annotations = json!({});
+    }
     let own_mode = annotations
         .get(MODE_ANNOTATION)
         .and_then(Value::as_str)

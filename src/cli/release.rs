@@ -61,16 +61,19 @@ pub async fn run(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
     }
     give_restores_back(&client).await?;
     let open = wait(&client, args.timeout.to_std().unwrap_or_default()).await?;
-    let pods = clean_pods(&client).await?;
-    say(&format!("{pods} pods handed back"));
     if open.is_empty() {
-        say("no hook is open");
+        let pods = clean_pods(&client).await?;
+        say(&format!("{pods} pods handed back; no hook is open"));
         return Ok(ExitCode::SUCCESS);
     }
+    // The waiter is still there and goes on with them: their plans stay.
     say("still open, and not run by anybody once the waiter is gone:");
     for line in &open {
         say(&format!("  {line}"));
     }
+    say(
+        "to go on regardless: helm uninstall --no-hooks; to stay: helm upgrade --install brings the webhook configuration back",
+    );
     Ok(ExitCode::FAILURE)
 }
 

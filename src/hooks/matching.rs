@@ -53,6 +53,14 @@ pub fn selector(value: Option<&Value>) -> Result<Selector, String> {
     let Some(value) = value.filter(|value| !value.is_null()) else {
         return Ok(Selector::default());
     };
+    let keys = value.as_object().into_iter().flat_map(serde_json::Map::keys);
+    if let Some(key) = keys
+        .into_iter()
+        .find(|key| !matches!(key.as_str(), "matchLabels" | "matchExpressions"))
+    {
+        // Left unread it would select all pods.
+        return Err(format!("{key:?} is neither matchLabels nor matchExpressions"));
+    }
     let selector: LabelSelector = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
     for requirement in selector.match_expressions.iter().flatten() {
         let filled = requirement.values.as_ref().is_some_and(|values| !values.is_empty());

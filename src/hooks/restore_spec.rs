@@ -35,7 +35,7 @@ pub struct Rule {
     pub namespaces: IncludeExclude,
     /// On the resource; a rule that names only other resources hits no pod.
     pub resources: IncludeExclude,
-    /// On the pod's labels; a selector that can't be read hits no pod.
+    /// On the pod's labels. `Err` with the reason if the selector, or one of the lists, can't be read: the rule then hits no pod.
     pub selector: Result<Selector, String>,
     /// Post hooks in order of definition.
     pub post: Vec<PostHook>,
@@ -114,10 +114,14 @@ impl Rules {
         };
         let (list, path) = match hooks.get("hooks").unwrap_or(hooks) {
             list @ Value::Array(_) => (list, path.to_owned()),
-            object => match object.get("resources") {
-                Some(list) => (list, format!("{path}.resources")),
-                None => return,
-            },
+            object => {
+                let Some(list) = object.get("resources") else {
+                    let text = format!("{} has no list \"resources\"", values::quote(&object.to_string()));
+                    self.problems.push(Problem::error(path, text));
+                    return;
+                };
+                (list, format!("{path}.resources"))
+            }
         };
         for (index, (resource, path)) in items(Some(list), &path, &mut self.problems).into_iter().enumerate() {
             let mut parser = Parser {
@@ -170,12 +174,13 @@ impl Parser<'_> {
         } else {
             name.to_owned()
         };
-        let selector = matching::selector(resource.get("labelSelector"));
+        let mut selector = matching::selector(resource.get("labelSelector"));
         if let Err(message) = &selector {
             let text = format!("can't be read, so the rule matches no pod: {message}");
             self.problems
                 .push(Problem::error(format!("{path}.labelSelector"), text));
         }
+        let before = self.problems.len();
         let namespaces = self.lists(resource, path, "includedNamespaces", "excludedNamespaces");
         for (list, key) in [
             (&namespaces.include, "includedNamespaces"),
@@ -189,6 +194,10 @@ impl Parser<'_> {
             }
         }
         let resources = self.lists(resource, path, "includedResources", "excludedResources");
+        // A list that can't be read must not widen the rule to everything.
+        if let Some(problem) = self.problems.get(before) {
+            selector = selector.and(Err(problem.to_string()));
+        }
         let (mut post, mut init) = (Vec::new(), Vec::new());
         // `postHooks` is what Velero built, `post` and `init` what its design document says.
         for key in ["postHooks", "post"] {
@@ -221,10 +230,16 @@ impl Parser<'_> {
         let mut strings = |key: &str| {
             let path = format!("{path}.{key}");
             let items = items(resource.get(key), &path, self.problems);
-            items
-                .into_iter()
-                .filter_map(|(item, _)| item.as_str().map(str::to_owned))
-                .collect()
+            let mut texts = Vec::with_capacity(items.len());
+            for (item, path) in items {
+                if let Some(text) = item.as_str() {
+                    texts.push(text.to_owned());
+                } else {
+                    let text = format!("{} is not a text", values::quote(&item.to_string()));
+                    self.problems.push(Problem::error(path, text));
+                }
+            }
+            texts
         };
         IncludeExclude {
             include: strings(include),
@@ -512,6 +527,28 @@ resources:
         );
         let usable: Vec<_> = rules.rules[1].post.iter().map(|hook| hook.error.is_none()).collect();
         assert_eq!(usable, [false, true, false]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_never_widens_a_rule() {
+        for (key, value) in [
+            ("includedNamespaces", json!("prod")),
+            ("includedNamespaces", json!([5])),
+            ("includedNamespaces", json!(["["])),
+            ("excludedNamespaces", json!(["{"])),
+            ("includedResources", json!("pods")),
+            ("labelSelector", json!({"app": "db"})),
+        ] {
+            let mut resource = json!({"name": "r", "postHooks": [{"exec": {"command": ["x"]}}]});
+            resource[key] = value.clone();
+            let rules = rules(json!({"resources": [resource]}));
+            assert!(rules.rules[0].selector.is_err(), "{key}: {value}");
+            assert_eq!(rules.problems.len(), 1, "{key}: {value}");
+        }
+        for text in ["postHooks: []", "just words", "5"] {
+            let restore = json!({"metadata": {"annotations": {"reveille.dev/hooks": text}}, "spec": {}});
+            assert_eq!(Rules::of_restore(&restore, false).problems.len(), 1, "{text}");
+        }
     }
 
     proptest::proptest! {

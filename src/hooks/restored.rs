@@ -27,7 +27,9 @@ pub struct RestoreInfo {
     pub uid: String,
     /// `status.phase`; empty before Velero has seen it.
     pub phase: String,
-    /// `status.startTimestamp`.
+    /// When it was created, by the API server's clock.
+    pub created: Option<Timestamp>,
+    /// `status.startTimestamp`: Velero has begun it, by Velero's clock.
     pub started: Option<Timestamp>,
     /// `status.completionTimestamp`.
     pub completed: Option<Timestamp>,
@@ -93,6 +95,7 @@ impl RestoreInfo {
                 .and_then(Value::as_str)
                 .unwrap_or_default()
                 .to_owned(),
+            created: time(metadata, "creationTimestamp"),
             started: time(status, "startTimestamp"),
             completed: time(status, "completionTimestamp"),
             marked,
@@ -195,11 +198,13 @@ pub fn restored<'a>(
     marker_labels: &[String],
 ) -> Restored<'a> {
     let label = |key: &str| pod.get("metadata")?.get("labels")?.get(key)?.as_str();
+    // A label of Velero's that says nothing does not hide another tool's marker.
+    let otherwise = |reason: String| match marker_labels.iter().find(|key| label(key).is_some()) {
+        Some(key) => Restored::ByMarker(key.clone()),
+        None => Restored::No(reason),
+    };
     let Some(value) = label(VELERO_RESTORE_LABEL) else {
-        return match marker_labels.iter().find(|key| label(key).is_some()) {
-            Some(key) => Restored::ByMarker(key.clone()),
-            None => Restored::No(format!("it has no label {VELERO_RESTORE_LABEL}")),
-        };
+        return otherwise(format!("it has no label {VELERO_RESTORE_LABEL}"));
     };
     let named: Vec<&RestoreInfo> = known
         .restores
@@ -214,11 +219,11 @@ pub fn restored<'a>(
     if running.is_empty() {
         return match (known.complete, named.first()) {
             (Err(reason), _) => Restored::Unknown(format!("the Restore {value:?} is not known here: {reason}")),
-            (Ok(()), Some(restore)) => Restored::No(format!(
+            (Ok(()), Some(restore)) => otherwise(format!(
                 "its label {VELERO_RESTORE_LABEL}={value} is stale: Restore {}/{} is {}",
                 restore.namespace, restore.name, restore.phase
             )),
-            (Ok(()), None) => Restored::No(format!(
+            (Ok(()), None) => otherwise(format!(
                 "its label {VELERO_RESTORE_LABEL}={value} is stale: there is no such Restore"
             )),
         };
@@ -361,6 +366,8 @@ mod tests {
             Err("unknown")
         );
         assert_eq!(ask(&pod(None, None), None, &running, Ok(())), Err("no"));
+        let both = json!({"metadata": {"labels": {"tool.example/restored": "1", VELERO_RESTORE_LABEL: "x"}}});
+        assert_eq!(ask(&both, None, &running, Ok(())), Err("marker"));
         let marked = json!({"metadata": {"labels": {"tool.example/restored": "1"}}});
         assert_eq!(ask(&marked, None, &running, Ok(())), Err("marker"));
     }

@@ -116,6 +116,9 @@ fn belongs_to_a_rule(problem: &Problem, rules: &Rules) -> bool {
 }
 
 fn verdict(rule: &Rule, namespace: &str, labels: &BTreeMap<String, String>) -> Result<(), String> {
+    if let Err(message) = &rule.selector {
+        return Err(format!("it can't be read: {message}"));
+    }
     if !rule.resources.includes_pods() {
         return Err("its resource lists leave pods out".to_owned());
     }
@@ -123,7 +126,7 @@ fn verdict(rule: &Rule, namespace: &str, labels: &BTreeMap<String, String>) -> R
         return Err(format!("its namespace lists leave {namespace:?} out"));
     }
     match &rule.selector {
-        Err(message) => Err(format!("its label selector can't be read: {message}")),
+        Err(message) => Err(format!("it can't be read: {message}")),
         Ok(selector) if matching::selects(selector, labels) => Ok(()),
         Ok(_) => Err("its label selector does not fit the pod's labels".to_owned()),
     }

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-/// The wall clock. It may jump in both directions.
+/// The wall clock, in whole microseconds: what is written to the API server comes back equal. It may jump in both directions.
 #[allow(clippy::disallowed_methods)] // here, and nowhere else
 pub fn now() -> Timestamp {
-    Timestamp::now()
+    let now = Timestamp::now();
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
 /// Measures how long something takes; unaffected by jumps of the wall clock.

@@ -4,7 +4,11 @@ use std::{future::Future, time::Duration};
 
 use futures::future::join3;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
-use kube::{Api, Client, api::AttachParams, client::UpgradeConnectionError};
+use kube::{
+    Api, Client,
+    api::{AttachParams, LogParams},
+    client::UpgradeConnectionError,
+};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
@@ -12,10 +16,24 @@ use super::{
     output::{Tail, escape},
     step::Outcome,
 };
-use crate::duration::GoDuration;
+use crate::{duration::GoDuration, infra::kube::reason};
 
+/// How long a kubelet may take to show that it is there.
+const KUBELET_ANSWERS: Duration = Duration::from_secs(10);
 /// The longest reason that is kept, in bytes.
 const REASON_LIMIT: usize = 1024;
+
+/// What container runtimes and the kubelet say of a command that did not start.
+const NOT_STARTED: [&str; 8] = [
+    "OCI runtime exec failed",
+    "unable to start container process",
+    "failed to create exec",
+    "failed to start exec",
+    "container not found",
+    "container not created",
+    "container is not created or running",
+    "is in CONTAINER_EXITED state",
+];
 
 /// Where and what to run.
 #[derive(Clone, Debug)]
@@ -44,6 +62,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// The command was not started, and why.
+    pub fn refused(why: &str) -> Self {
+        Self::silent(Outcome::Refused(why.to_owned()))
+    }
+
     fn silent(outcome: Outcome) -> Self {
         Self {
             outcome,
@@ -94,9 +117,38 @@ impl ApiExec {
         let ((), (), status) = join3(read(out, stdout), read(err, stderr), wait).await;
         let ended = process.join().await;
         match (status, ended) {
-            (Some(status), _) => from_status(&status),
+            (Some(status), _) => match from_status(&status) {
+                Outcome::Exited(0) => self.doubt_success(&pods, command).await,
+                outcome => outcome,
+            },
             (None, Err(error)) => Outcome::Lost(error.to_string()),
             (None, Ok(())) => Outcome::Lost("the stream was closed without an exit status".to_owned()),
+        }
+    }
+}
+
+impl ApiExec {
+    /// The API server takes the end of its connection to the kubelet for success, also when the kubelet has crashed. Success is
+    /// believed only if the kubelet still answers (it is asked for one byte of the container's log).
+    async fn doubt_success(&self, pods: &Api<Pod>, command: &Command<'_>) -> Outcome {
+        let one_byte = LogParams {
+            container: Some(command.container.to_owned()),
+            limit_bytes: Some(1),
+            tail_lines: Some(1),
+            ..LogParams::default()
+        };
+        match tokio::time::timeout(KUBELET_ANSWERS, pods.logs(command.pod, &one_byte)).await {
+            Ok(Ok(_)) => Outcome::Exited(0),
+            // The API server itself refused, or the container has ended since: that says nothing against the kubelet.
+            Ok(Err(kube::Error::Api(status))) if status.code < 500 => Outcome::Exited(0),
+            Ok(Err(error)) => Outcome::Lost(cut(
+                &format!(
+                    "success was reported, but the node's kubelet does not answer: {}",
+                    reason(&error)
+                ),
+                REASON_LIMIT,
+            )),
+            Err(_) => Outcome::Lost("success was reported, but the node's kubelet does not answer".to_owned()),
         }
     }
 }
@@ -162,11 +214,15 @@ fn from_status(status: &Status) -> Outcome {
     if let Some(code) = code.and_then(|cause| cause.message.as_deref()?.parse().ok()) {
         return Outcome::Exited(code);
     }
-    // The runtime could not start the command: no such file, no such directory, container not running.
     let message = status.message.as_deref().unwrap_or("no reason was given");
     // Each layer on the way puts the same words in front.
-    let message = message.replace("Internal error occurred: ", "");
-    Outcome::Refused(cut(&escape(&message), REASON_LIMIT))
+    let message = cut(&escape(&message.replace("Internal error occurred: ", "")), REASON_LIMIT);
+    // The runtime says so when it could not start a command. Anything else may have come after the start.
+    if NOT_STARTED.iter().any(|words| message.contains(words)) {
+        Outcome::Refused(message)
+    } else {
+        Outcome::Lost(message)
+    }
 }
 
 #[cfg(test)]
@@ -184,10 +240,16 @@ mod tests {
             json!({"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "details": causes}),
             &Outcome::Exited(3),
         );
-        let message = "exec failed: no such file";
+        let message = "OCI runtime exec failed: no such file";
         check(
             json!({"metadata": {}, "status": "Failure", "message": message}),
             &Outcome::Refused(message.to_owned()),
+        );
+        // What the API server says when its connection to the kubelet breaks.
+        let message = "error stream: unexpected EOF";
+        check(
+            json!({"metadata": {}, "status": "Failure", "reason": "InternalError", "message": message}),
+            &Outcome::Lost(message.to_owned()),
         );
     }
 }

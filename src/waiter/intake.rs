@@ -30,51 +30,46 @@ pub enum Intake {
     Mark(BTreeMap<String, String>),
     /// All is there: the state machine goes on.
     Ready,
-    /// At admission it could not be told which restore this is: find out, and plan. The text says what was in the way.
+    /// The plan is none for this pod, or none at all: find out whether a restore that is known by now made the pod, and plan
+    /// or discard. The text says what is wrong with it.
     Resolve(String),
     /// A newer Reveille must do it: say so and leave everything as it is.
     LeaveToNewer(String),
-    /// The plan is not for this pod or can't be read: say so and take it off.
-    Discard(String),
 }
 
 /// Decides about a pod with a plan. `run`: the `HookRun` of its name, if there is one.
 pub fn intake(pod: &PodView, plan_text: &str, run: Option<&HookRun>) -> Intake {
+    if let Some(run) = run {
+        // What was frozen stands in the run; the text on the pod may have been tampered with since.
+        let marked_before = pod.run_mark.as_deref().and_then(|mark| mark.split_once('/'));
+        let mark = run_mark(&pod.identity.uid, run);
+        return match &run.status {
+            None => Intake::Adopt {
+                lost: marked_before.is_some_and(|(uid, _)| uid == pod.identity.uid),
+            },
+            Some(_) if pod.run_mark.as_ref() == Some(&mark) => Intake::Ready,
+            Some(_) => Intake::Mark(run.spec.plan.moved.clone()),
+        };
+    }
     let plan = match Plan::parse(plan_text) {
         Ok(plan) => plan,
         Err(error @ PlanError::Newer(_)) => return Intake::LeaveToNewer(error.to_string()),
-        Err(error @ PlanError::Unreadable(_)) => return Intake::Discard(error.to_string()),
+        Err(error @ PlanError::Unreadable(_)) => return Intake::Resolve(error.to_string()),
     };
-    let marked_before = pod
-        .run_mark
-        .as_deref()
-        .and_then(|mark| mark.split_once('/'))
-        .is_some_and(|(uid, _)| uid == pod.identity.uid);
-    let Some(run) = run else {
-        let fits = match &plan.late_for {
-            Some(uid) => *uid == pod.identity.uid,
-            None => pod.identity.created_at.duration_since(plan.planned_at).abs() <= PLAN_AGE_LIMIT,
-        };
-        if !fits {
-            let text = format!(
-                "the plan was made at {} for another pod: it came with a backup",
-                plan.planned_at
-            );
-            return Intake::Discard(text);
-        }
-        if !plan.resolved {
-            return Intake::Resolve(plan.problems.first().map(ToString::to_string).unwrap_or_default());
-        }
-        return Intake::Create(Box::new(new_run(pod, plan)));
+    let fits = match &plan.late_for {
+        Some(uid) => *uid == pod.identity.uid,
+        None => pod.identity.created_at.duration_since(plan.planned_at).abs() <= PLAN_AGE_LIMIT,
     };
-    if run.status.is_none() {
-        return Intake::Adopt { lost: marked_before };
+    if !fits {
+        return Intake::Resolve(format!(
+            "the plan was made at {} for another pod: it came with a backup",
+            plan.planned_at
+        ));
     }
-    let mark = run_mark(&pod.identity.uid, run);
-    if pod.run_mark.as_deref() != Some(&mark) {
-        return Intake::Mark(plan.moved);
+    if !plan.resolved {
+        return Intake::Resolve(plan.problems.first().map(ToString::to_string).unwrap_or_default());
     }
-    Intake::Ready
+    Intake::Create(Box::new(new_run(pod, plan)))
 }
 
 /// The run mark of a pod: it is planned already, and by which `HookRun`.
@@ -144,6 +139,7 @@ mod tests {
                 uid: "pu".to_owned(),
                 created_at: at(1000),
             },
+            version: None,
             plan: None,
             run_mark: None,
             queued: true,
@@ -183,14 +179,14 @@ mod tests {
 
     #[test]
     fn plans_that_are_not_for_this_pod_are_discarded_in_words() {
-        assert!(matches!(ask(&pod(), &plan(1000 - 121), None), Intake::Discard(why) if why.contains("backup")));
-        assert!(matches!(ask(&pod(), &plan(1000 + 121), None), Intake::Discard(_)));
-        assert!(matches!(intake(&pod(), "rubbish", None), Intake::Discard(_)));
+        assert!(matches!(ask(&pod(), &plan(1000 - 121), None), Intake::Resolve(why) if why.contains("backup")));
+        assert!(matches!(ask(&pod(), &plan(1000 + 121), None), Intake::Resolve(_)));
+        assert!(matches!(intake(&pod(), "rubbish", None), Intake::Resolve(_)));
         let late = |uid: &str| Plan {
             late_for: Some(uid.to_owned()),
             ..plan(5)
         };
-        assert!(matches!(ask(&pod(), &late("another"), None), Intake::Discard(_)));
+        assert!(matches!(ask(&pod(), &late("another"), None), Intake::Resolve(_)));
         assert!(matches!(ask(&pod(), &late("pu"), None), Intake::Create(_)));
         let unresolved = Plan {
             resolved: false,

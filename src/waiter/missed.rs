@@ -130,6 +130,7 @@ impl Missed {
     /// fires or the Restore is deleted.
     pub async fn follow(&self, uid: &str, end: &CancellationToken) {
         let Some(restore) = self.restores.get(uid) else { return };
+        self.tell_problems(&restore).await;
         let selector = format!("{VELERO_RESTORE_LABEL}={}", label_value(&restore.name));
         let config = watcher::Config::default().labels(&selector);
         let stream = watcher(Api::<PartialObjectMeta<Pod>>::all(self.client.clone()), config).default_backoff();
@@ -199,10 +200,35 @@ impl Missed {
         }
         match self.plan_pod(&restore, namespace, name).await {
             Ok(_) => true,
+            Err(kube::Error::Api(status))
+                if (400..500).contains(&status.code) && !matches!(status.code, 404 | 409 | 429) =>
+            {
+                // It will not be otherwise the next time.
+                let note = format!("hooks of pod {namespace}/{name} can't be planned: {}", status.message);
+                tracing::error!(namespace, pod = name, note, "a missed pod can't be planned");
+                self.tell(&restore, "HooksNotPlanned", &format!("Plan-{namespace}-{name}"), &note)
+                    .await;
+                true
+            }
             Err(error) => {
                 tracing::warn!(namespace, pod = name, %error, "a missed pod could not be planned yet");
                 false
             }
+        }
+    }
+
+    /// Says something on the Restore.
+    async fn tell(&self, restore: &RestoreInfo, reason: &str, action: &str, note: &str) {
+        self.events
+            .publish(&reference(restore), EventType::Warning, reason, action, note)
+            .await;
+    }
+
+    /// Says on the Restore, once, what is wrong with its hooks as such.
+    async fn tell_problems(&self, restore: &RestoreInfo) {
+        for (index, problem) in restore.rules.problems.iter().enumerate() {
+            self.tell(restore, "HookInvalid", &format!("Problem{index}"), &problem.to_string())
+                .await;
         }
     }
 
@@ -256,14 +282,7 @@ impl Missed {
         );
         if let Some(reason) = refused {
             let note = format!("hooks of pod {namespace}/{name} are skipped: {reason}");
-            self.events
-                .publish(
-                    &reference(restore),
-                    EventType::Warning,
-                    "HooksSkipped",
-                    &format!("Skip-{namespace}-{name}"),
-                    &note,
-                )
+            self.tell(restore, "HooksSkipped", &format!("Skip-{namespace}-{name}"), &note)
                 .await;
         }
         Ok(true)
@@ -339,7 +358,8 @@ impl Missed {
             Restored::No(reason) | Restored::Unknown(reason) => return Ok(Resolved::Not(reason)),
             Restored::ByMarker(label) => return Ok(Resolved::Not(format!("it carries only the marker label {label}"))),
         };
-        if self.plan_pod(restore, namespace, &pod.name).await? {
+        // Somebody (the watch of the restore's pods) may have planned it a moment ago.
+        if !is_unseen(&value, restore) || self.plan_pod(restore, namespace, &pod.name).await? {
             Ok(Resolved::Planned)
         } else {
             Ok(Resolved::Not("it has no hooks".to_owned()))

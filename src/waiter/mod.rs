@@ -108,6 +108,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
     }
 
     let (synced, is_synced) = tokio::sync::watch::channel(false);
+    let is_listed = is_synced.clone();
     let queue = Arc::new(Queue::default());
     let events = events::Events::new(clients.api.clone(), args.pod_name.clone());
     let missed = Arc::new(missed::Missed {
@@ -127,7 +128,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
         missed: Arc::clone(&missed),
         process: process_name(args.pod_name.as_deref()),
         stop: shutdown.stopping(),
-        slots: Semaphore::new(args.max_concurrent_hooks.into()),
+        slots: Arc::new(Semaphore::new(args.max_concurrent_hooks.into())),
         synced: is_synced,
     });
     let tasks = TaskTracker::new();
@@ -135,7 +136,10 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
         synced.send_replace(true);
         synced_gate.set(true);
     });
-    shutdown.spawn_background("restores", restores::run(clients.api, queue, missed, shutdown.ended()));
+    shutdown.spawn_background(
+        "restores",
+        restores::run(clients.api, queue, missed, is_listed, shutdown.ended()),
+    );
 
     let (stopping, drain) = (shutdown.stopping(), Duration::from_secs(args.drain_seconds));
     shutdown.spawn_foreground("runs", async move {

@@ -21,6 +21,8 @@ pub struct PodView {
     pub namespace: String,
     /// Which it is.
     pub identity: PodIdentity,
+    /// Its resource version.
+    pub version: Option<String>,
     /// The plan's text, if it carries one.
     pub plan: Option<String>,
     /// The run mark, if it carries one.
@@ -76,6 +78,7 @@ impl PodView {
                 uid: metadata.uid.clone()?,
                 created_at: metadata.creation_timestamp.as_ref()?.0,
             },
+            version: metadata.resource_version.clone(),
             plan: annotation(PLAN_ANNOTATION),
             run_mark: annotation(RUN_ANNOTATION),
             queued: metadata

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures::FutureExt;
 use tokio::sync::Notify;
 
 use super::{pod_view::PodView, step::cancelling_failure};
@@ -146,9 +147,15 @@ impl Queue {
         self.lock().cancelled.get(restore_uid).cloned()
     }
 
-    /// The task of a run is over.
-    pub fn task_ended(&self, key: &RunKey) {
-        self.lock().bells.remove(key);
+    /// The task of a run is about to end; false if its bell has rung since it last looked: then it must look again.
+    pub fn may_end(&self, key: &RunKey, bell: &Notify) -> bool {
+        // Bells are rung under this lock, so none can ring in between.
+        let mut state = self.lock();
+        if bell.notified().now_or_never().is_some() {
+            return false;
+        }
+        state.bells.remove(key);
+        true
     }
 
     /// How many runs have a task: those that are not finished.

@@ -19,6 +19,7 @@ use kube::{
     },
 };
 use serde_json::{Map, json};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -47,6 +48,7 @@ pub async fn run(
     client: Client,
     queue: Arc<Queue>,
     missed: Arc<Missed>,
+    listed_runs: watch::Receiver<bool>,
     end: CancellationToken,
 ) -> Result<(), Infallible> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource());
@@ -75,7 +77,8 @@ pub async fn run(
                 Some(Err(error)) => tracing::debug!(%error, "the watch of Velero's Restores failed"),
                 None => return Ok(()),
             },
-            _ = tick.tick() => keeper.settle_all().await,
+            // Before all runs are listed, those that are missing would count as none.
+            _ = tick.tick(), if *listed_runs.borrow() => keeper.settle_all().await,
         }
     }
 }
@@ -135,10 +138,13 @@ impl Keeper {
 
 /// Judges a restore that Velero has finished, and writes the result if there is one.
 async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result<(), kube::Error> {
-    let unplanned = unplanned(client, queue, restore).await?;
     let runs = queue.runs_of(&restore.uid);
     let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
-    let verdict = result::judge(restore, unplanned, &runs, clock::now());
+    let mut verdict = result::judge(restore, 0, &runs, clock::now());
+    if !matches!(verdict, Verdict::Pending(_)) {
+        // Only now is it worth a list.
+        verdict = result::judge(restore, unplanned(client, queue, restore).await?, &runs, clock::now());
+    }
     if let Verdict::Pending(why) = &verdict {
         tracing::debug!(restore = restore.name, why, "the result is still open");
         return Ok(());
@@ -148,7 +154,9 @@ async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result
     let Some(current) = api.get_opt(&restore.name).await? else {
         return Ok(());
     };
-    if current.metadata.uid.as_deref() != Some(&restore.uid) {
+    let fresh = serde_json::to_value(&current).ok().as_ref().and_then(RestoreInfo::read);
+    // Deleted and made anew, or written by us a moment ago: the watch has not brought it yet.
+    if !fresh.is_some_and(|fresh| fresh.uid == restore.uid && fresh.result_is_open()) {
         return Ok(());
     }
     let status = current.data.get("status");

@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt, api::PostParams, runtime::events::EventType};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     counts,
     events::{self, Events},
-    exec::{Command, Exec},
+    exec::{Command, Exec, Report},
     intake::{self, Intake},
     missed::{Missed, Resolved},
     pod_view::PodView,
@@ -19,12 +19,18 @@ use super::{
     step::{self, Situation, Step},
 };
 use crate::{
-    api::{HookRun, HookRunStatus},
+    api::{
+        HookRun, HookRunStatus,
+        hook_run::{HookState, PodIdentity},
+    },
     hooks::Severity,
     infra::{clock, metrics::Metrics, pod_edit::PodEdit},
     names::RUN_ANNOTATION,
+    plan::Plan,
 };
 
+/// The first pause after an error.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause between two tries after an error.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How often a pod that has left the watch but still exists is looked at.
@@ -49,7 +55,7 @@ pub struct Context<E> {
     /// Fires when nothing new may be started.
     pub stop: CancellationToken,
     /// How many commands may run at once.
-    pub slots: Semaphore,
+    pub slots: Arc<Semaphore>,
     /// True once both watches have listed what there is.
     pub synced: watch::Receiver<bool>,
 }
@@ -75,17 +81,20 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
         run: None,
         marked: false,
         reported: false,
+        cleaned: false,
+        permit: None,
         context: &context,
         key: key.clone(),
     };
-    let mut pause = Duration::from_millis(200);
+    let mut pause = FIRST_PAUSE;
     while !context.stop.is_cancelled() {
         let due = match task.turn().await {
             Ok(Turn::Again) => {
-                pause = Duration::from_millis(200);
+                pause = FIRST_PAUSE;
                 continue;
             }
-            Ok(Turn::Over) => break,
+            Ok(Turn::Over) if context.queue.may_end(&key, &bell) => return,
+            Ok(Turn::Over) => continue,
             Ok(Turn::Sleep(due)) => due.map(|due| until(due, clock::now())),
             Err(error) => {
                 tracing::warn!(namespace = key.namespace, run = key.name, %error, "a run could not go on; it is tried again");
@@ -107,7 +116,6 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
             () = context.stop.cancelled() => {}
         }
     }
-    context.queue.task_ended(&key);
 }
 
 fn until(due: Timestamp, now: Timestamp) -> Duration {
@@ -124,6 +132,10 @@ struct RunTask<'a, E> {
     marked: bool,
     /// The reason why nothing is done has been said.
     reported: bool,
+    /// The plan has been taken off the pod.
+    cleaned: bool,
+    /// A place among the commands that may run at once.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<E: Exec> RunTask<'_, E> {
@@ -138,7 +150,7 @@ impl<E: Exec> RunTask<'_, E> {
         let pod = match (&watched, &self.run) {
             (Some(pod), _) => Some(PodView::clone(pod)),
             (None, Some(run)) => {
-                self.unwatched_pod(&run.spec.pod.name.clone(), &run.spec.pod.uid.clone())
+                self.pod_now(&run.spec.pod.name.clone(), &run.spec.pod.uid.clone())
                     .await?
             }
             (None, None) => return Ok(Turn::Over),
@@ -170,7 +182,11 @@ impl<E: Exec> RunTask<'_, E> {
             process: &self.context.process,
             cancelled: cancelled.as_deref(),
         };
-        match step::next(&situation) {
+        let step = step::next(&situation);
+        if !matches!(step, Step::Execute { .. }) {
+            self.permit = None;
+        }
+        match step {
             Step::Execute { hook, status } => self.execute(hook, status).await,
             Step::Record(status) => self.write(status).await.map(|()| Turn::Again),
             Step::Wait(due) if watched.is_none() && pod.is_some() => {
@@ -211,12 +227,12 @@ impl<E: Exec> RunTask<'_, E> {
                     return Ok(Some(Turn::Over));
                 };
                 let mark = intake::run_mark(&pod.identity.uid, run);
-                self.edit_pod(pod, PodEdit::default().put_back(moved).set(RUN_ANNOTATION, mark))
+                self.edit_pod(pod, PodEdit::default().put_back(moved).set(RUN_ANNOTATION, mark), None)
                     .await?;
                 self.marked = true;
             }
             Intake::Ready => return Ok(None),
-            Intake::Resolve(why) => return self.resolve(pod, &why).await.map(Some),
+            Intake::Resolve(why) => return self.resolve(pod, plan, &why).await.map(Some),
             Intake::LeaveToNewer(why) => {
                 if !std::mem::replace(&mut self.reported, true) {
                     self.say(pod, EventType::Warning, "PlanNotUnderstood", "plan", &why)
@@ -224,33 +240,18 @@ impl<E: Exec> RunTask<'_, E> {
                 }
                 return Ok(Some(Turn::Sleep(None)));
             }
-            Intake::Discard(why) => {
-                self.say(pod, EventType::Warning, "PlanDiscarded", "plan", &why).await;
-                let moved = crate::plan::Plan::parse(plan)
-                    .map(|plan| plan.moved)
-                    .unwrap_or_default();
-                self.edit_pod(pod, PodEdit::default().put_back(moved).unqueue()).await?;
-                return Ok(Some(Turn::Over));
-            }
         }
         Ok(Some(Turn::Again))
     }
 
     /// Records the start, runs the command, records the end.
     async fn execute(&mut self, hook: usize, started: HookRunStatus) -> Result<Turn, kube::Error> {
-        let context = self.context;
-        let permit = tokio::select! {
-            permit = context.slots.acquire() => permit,
-            () = context.stop.cancelled() => return Ok(Turn::Again),
-        };
-        if permit.is_err() {
-            return Ok(Turn::Again);
-        }
-        // A place may have been long in coming: the pod is looked at once more, by uid, before anything is recorded.
-        let Some(run) = &self.run else { return Ok(Turn::Over) };
-        let (name, uid) = (run.spec.pod.name.clone(), run.spec.pod.uid.clone());
-        if self.unwatched_pod(&name, &uid).await?.is_none() {
-            context.queue.pod_gone(&self.key);
+        if self.permit.is_none() {
+            tokio::select! {
+                permit = Arc::clone(&self.context.slots).acquire_owned() => self.permit = permit.ok(),
+                () = self.context.stop.cancelled() => {}
+            }
+            // A place may have been long in coming: whether the hook may still start is asked again.
             return Ok(Turn::Again);
         }
         self.write_start(started).await?;
@@ -260,41 +261,44 @@ impl<E: Exec> RunTask<'_, E> {
         let Some(post) = run.spec.plan.post.get(hook) else {
             return Ok(Turn::Over);
         };
-        tracing::info!(
-            namespace = self.key.namespace,
-            pod = name,
-            container = post.container,
-            hook = post.name,
-            "a post hook starts"
-        );
-        let command = Command {
-            namespace: &self.key.namespace,
-            pod: &name,
-            container: &post.container,
-            argv: &post.command,
-            timeout: post.exec_timeout,
+        let (pod, metrics) = (&run.spec.pod, &self.context.metrics);
+        // Exec goes by name: is it still that very pod? Nothing is run if that can't be told.
+        let report = match self.pod_now(&pod.name, &pod.uid).await {
+            Err(error) => Report::refused(&format!("the pod could not be looked at before the start: {error}")),
+            Ok(None) => Report::refused("the pod is gone"),
+            Ok(Some(now)) if now.terminating => Report::refused("the pod is being deleted"),
+            Ok(Some(_)) => {
+                let (namespace, name, container) = (&self.key.namespace, &pod.name, &post.container);
+                tracing::info!(namespace, pod = name, container, hook = post.name, "a post hook starts");
+                let command = Command {
+                    namespace,
+                    pod: name,
+                    container,
+                    argv: &post.command,
+                    timeout: post.exec_timeout,
+                };
+                counts::timed(metrics, self.context.exec.run(command)).await
+            }
         };
-        let report = counts::timed(&context.metrics, context.exec.run(command)).await;
-        let status = run.status.clone().unwrap_or_default();
-        let end = step::record(
-            &run.spec,
-            &status,
-            hook,
-            &report.outcome,
-            (report.stdout, report.stderr),
-            clock::now(),
-        );
-        self.write_surely(end).await;
+        self.write_end(hook, &report).await;
+        self.permit = None;
         Ok(Turn::Again)
     }
 
     /// Records the start of an execution. When the answer is lost, it is found out whether the record was made: only this
     /// process writes this claim, and it has not begun the command.
     async fn write_start(&mut self, started: HookRunStatus) -> Result<(), kube::Error> {
+        if self
+            .run
+            .as_ref()
+            .is_some_and(|run| run.status.as_ref() == Some(&started))
+        {
+            return Ok(());
+        }
         let Err(error) = self.write(started.clone()).await else {
             return Ok(());
         };
-        let mut pause = Duration::from_millis(200);
+        let mut pause = FIRST_PAUSE;
         while !self.context.stop.is_cancelled() {
             match self.runs().get_opt(&self.key.name).await {
                 Ok(Some(run)) if run.status.as_ref() == Some(&started) => {
@@ -309,31 +313,41 @@ impl<E: Exec> RunTask<'_, E> {
         Err(error)
     }
 
-    /// Writes the end of an execution: it is known here alone, so it is tried until it is written or somebody else has
-    /// settled this run.
-    async fn write_surely(&mut self, end: HookRunStatus) {
-        let mut pause = Duration::from_millis(200);
-        loop {
-            match self.write(end.clone()).await {
-                Ok(()) => return,
-                Err(kube::Error::Api(status)) if status.code == 404 => {
+    /// Writes the end of an execution. It is known here alone, so it is tried until it is written, each time onto what stands
+    /// there by then; unless somebody else has settled this attempt.
+    async fn write_end(&mut self, hook: usize, report: &Report) {
+        let mut pause = FIRST_PAUSE;
+        while let Some((spec, status)) = self
+            .run
+            .as_ref()
+            .and_then(|run| Some((&run.spec, run.status.as_ref()?)))
+        {
+            let attempt = status
+                .post
+                .get(hook)
+                .filter(|post| post.state == HookState::Started)
+                .and_then(|post| post.attempts.last());
+            if attempt.is_none_or(|attempt| attempt.claimed_by != self.context.process) {
+                tracing::error!(namespace = self.key.namespace, run = self.key.name, outcome = ?report.outcome, "an attempt was settled by somebody else while its command ran");
+                return;
+            }
+            let output = (report.stdout.clone(), report.stderr.clone());
+            let end = step::record(spec, status, hook, &report.outcome, output, clock::now());
+            let Err(error) = self.write(end).await else { return };
+            tracing::warn!(namespace = self.key.namespace, run = self.key.name, %error, "a result could not be written yet");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+            match self.runs().get_opt(&self.key.name).await {
+                Ok(Some(fresh)) => self.run = Some(fresh),
+                Ok(None) => {
                     tracing::error!(
                         namespace = self.key.namespace,
                         run = self.key.name,
                         "a HookRun was deleted while its hook ran"
                     );
                     self.run = None;
-                    return;
                 }
-                Err(error) => {
-                    tracing::warn!(namespace = self.key.namespace, run = self.key.name, %error, "a result could not be written yet");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(MAX_PAUSE);
-                    // Only this process works on the attempt it has claimed: its end goes onto whatever else has changed.
-                    if let Ok(Some(fresh)) = self.runs().get_opt(&self.key.name).await {
-                        self.run = Some(fresh);
-                    }
-                }
+                Err(_) => {}
             }
         }
     }
@@ -417,9 +431,10 @@ impl<E: Exec> RunTask<'_, E> {
         }
     }
 
-    /// A plan that the webhook could not make: by now it may be known which restore the pod is from.
-    async fn resolve(&self, pod: &PodView, why: &str) -> Result<Turn, kube::Error> {
+    /// A plan that is none for this pod, or that the webhook could not make: is the pod from a restore that is known by now?
+    async fn resolve(&self, pod: &PodView, plan: &str, why: &str) -> Result<Turn, kube::Error> {
         let reason = match self.context.missed.resolve(&pod.namespace, &pod.identity).await? {
+            // The watch brings it.
             Resolved::Planned => return Ok(Turn::Sleep(None)),
             Resolved::Not(reason) => reason,
         };
@@ -431,7 +446,10 @@ impl<E: Exec> RunTask<'_, E> {
             &format!("{why}; {reason}"),
         )
         .await;
-        self.edit_pod(pod, PodEdit::default().unqueue()).await?;
+        let moved = Plan::parse(plan).map(|plan| plan.moved).unwrap_or_default();
+        // Against the version that was judged: somebody may have planned the pod meanwhile.
+        let edit = PodEdit::default().put_back(moved).unqueue();
+        self.edit_pod(pod, edit, pod.version.as_deref()).await?;
         Ok(Turn::Over)
     }
 
@@ -441,36 +459,46 @@ impl<E: Exec> RunTask<'_, E> {
     }
 
     /// Takes plan and label off a finished run's pod; the run mark stays.
-    async fn clean_pod(&self, pod: Option<&PodView>) -> Result<(), kube::Error> {
-        match pod {
-            Some(pod) if pod.queued || pod.plan.is_some() => self.edit_pod(pod, PodEdit::default().unqueue()).await,
-            _ => Ok(()),
-        }
+    async fn clean_pod(&mut self, pod: Option<&PodView>) -> Result<(), kube::Error> {
+        let Some((pod, run)) = pod
+            .filter(|pod| !self.cleaned && (pod.queued || pod.plan.is_some()))
+            .zip(self.run.as_ref())
+        else {
+            return Ok(());
+        };
+        // With the plan would go what it has moved off the pod: that is back on it, or goes back now.
+        let marked = self.marked || pod.run_mark.as_ref() == Some(&intake::run_mark(&pod.identity.uid, run));
+        let edit = PodEdit::default().unqueue();
+        let edit = if marked {
+            edit
+        } else {
+            edit.put_back(run.spec.plan.moved.clone())
+        };
+        self.edit_pod(pod, edit, None).await?;
+        // The watch may be a moment behind.
+        self.cleaned = true;
+        Ok(())
     }
 
-    /// Changes a pod's metadata if it is still that very pod.
-    async fn edit_pod(&self, pod: &PodView, edit: PodEdit) -> Result<(), kube::Error> {
-        match edit
-            .write(
-                &self.context.client,
-                &self.key.namespace,
-                &pod.identity.name,
-                &pod.identity.uid,
-                None,
-            )
-            .await
+    /// Changes a pod's metadata if it is still that very pod, and, with a version, as it was.
+    async fn edit_pod(&self, pod: &PodView, edit: PodEdit, version: Option<&str>) -> Result<(), kube::Error> {
+        let PodIdentity { name, uid, .. } = &pod.identity;
+        let result = edit
+            .write(&self.context.client, &self.key.namespace, name, uid, version)
+            .await;
+        if let Err(kube::Error::Api(status)) = &result
+            && matches!(status.code, 404 | 409 | 422)
+            && self.pod_now(name, uid).await?.is_none()
         {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {
-                // Gone, or another one of the same name: there is nothing of ours on it.
-                self.context.queue.pod_gone(&self.key);
-                Ok(())
-            }
-            result => result,
+            // Gone, or another one of the same name: there is nothing of ours on it.
+            self.context.queue.pod_gone(&self.key);
+            return Ok(());
         }
+        result
     }
 
     /// The pod as it is now, if it is still that very one.
-    async fn unwatched_pod(&self, name: &str, uid: &str) -> Result<Option<PodView>, kube::Error> {
+    async fn pod_now(&self, name: &str, uid: &str) -> Result<Option<PodView>, kube::Error> {
         let pod = self.pods().get_opt(name).await?;
         Ok(pod
             .as_ref()

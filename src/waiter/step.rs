@@ -37,7 +37,8 @@ pub struct Situation<'a> {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Write this status, in which an attempt of the hook is Started; only when that is done, run its command.
+    /// Write this status, in which an attempt of the hook is Started (if it is not written yet); only when that is done, run
+    /// its command.
     Execute {
         /// The hook's index in the plan.
         hook: usize,
@@ -187,7 +188,7 @@ pub fn stale_status(spec: &HookRunSpec, message: &str, now: Timestamp) -> HookRu
     status
 }
 
-/// What to do next for a run.
+/// What to do next for a run. To be asked only while this process runs none of its commands.
 pub fn next(situation: &Situation) -> Step {
     let Situation {
         spec,
@@ -215,7 +216,10 @@ pub fn next(situation: &Situation) -> Step {
             settle(state, HookState::Unknown, "ProcessGone", text);
         }
     }
-    let running = new.post.iter().any(|state| state.state == HookState::Started);
+    // Whoever asks is not running a command: a start that this process has recorded, it has not begun.
+    if let Some(hook) = new.post.iter().position(|state| state.state == HookState::Started) {
+        return Step::Execute { hook, status: new };
+    }
     let end = pod_end(pod);
     let own_failure = cancelling_failure(spec, &new);
     for (hook, state) in spec
@@ -235,7 +239,7 @@ pub fn next(situation: &Situation) -> Step {
             settle(state, HookState::WaitTimedOut, reason, message);
         }
     }
-    if !running && let Some(hook) = runnable(spec, &new, pod) {
+    if let Some(hook) = runnable(spec, &new, pod) {
         start(&mut new, hook, process, now);
         return Step::Execute { hook, status: new };
     }
@@ -243,7 +247,7 @@ pub fn next(situation: &Situation) -> Step {
     if worth_writing(status, &new) {
         return Step::Record(new);
     }
-    Step::Wait(deadline(spec, status, now))
+    Step::Wait(deadline(spec, &new, now))
 }
 
 /// The status after an execution has ended.

@@ -119,6 +119,6 @@ async fn rules_match_the_namespace_that_is_restored_into() {
             .iter()
             .all(|run| run.metadata.namespace.as_deref() == Some(&target))
     );
-    assert_eq!(t.velero_ran_in(&target), Vec::<String>::new());
+    assert_eq!(velero_ran_in(&target), Vec::<String>::new());
     kubectl(&["delete", "namespace", &target, "--wait=false"]);
 }

@@ -65,3 +65,23 @@ async fn a_list_of_full_init_containers_runs_in_its_order() {
     assert_eq!((t.ran("first"), t.ran("second"), t.ran("own")), (1, 1, 2));
     assert_eq!(init_names(&t.running("app").await), ["first", "second", "own"]);
 }
+
+#[tokio::test]
+async fn reveilles_own_keys_win_one_by_one() {
+    let t = Scenario::new("own-keys").await;
+    let pod = t
+        .pod("app")
+        .container("second")
+        .annotate(post("command"), trace("of-velero"))
+        .annotate(post("container"), "second")
+        .annotate("post.hook.restore.reveille.dev/command", trace("of-reveille"));
+    let backup = t.back_up_and_lose(&[pod]).await;
+    let restore = t.restore(&backup).run().await;
+
+    restore.assert_all_well(1);
+    assert_eq!((t.ran("of-velero"), t.ran("of-reveille")), (0, 1));
+    assert_eq!(restore.post("app").container, "second");
+    assert_eq!(t.velero_ran(), Vec::<String>::new());
+    let told = t.events("app", "HookQuestionable").await;
+    assert!(told.iter().any(|note| note.contains(&post("command"))), "{told:?}");
+}

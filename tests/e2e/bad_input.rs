@@ -31,7 +31,7 @@ async fn a_bad_duration_is_told_everywhere_and_the_other_hook_runs() {
         t.events("app", "HookInvalid").await.iter().any(|note| says_all(note)),
         "Event"
     );
-    let warnings = t.velero_warnings();
+    let warnings = velero_warnings();
     assert!(
         warnings.iter().any(|line| says_all(line)),
         "the warning that Velero logs: {warnings:?}"

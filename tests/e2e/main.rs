@@ -2,6 +2,16 @@
 //!
 //! Every test has a namespace of its own and says what it counts: each hook command appends a line to a file of the test's
 //! folder on this machine, so "ran exactly once" is read from the disk and not from what Reveille says about itself.
+//!
+//! On a cluster of one's own (several at a time: they mostly wait):
+//!
+//! ```sh
+//! tests/cluster/cluster up dev && tests/reveille-image target/dev.tar && eval "$(tests/cluster/cluster env dev)"
+//! REVEILLE_E2E_CLUSTER=dev REVEILLE_IMAGE_TAR=target/dev.tar \
+//!   cargo test --features e2e --test e2e -- --test-threads 6 [part of a test's name]
+//! ```
+//!
+//! With `REVEILLE_E2E_KEEP=1` what a failed test has made stays there for a look.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,6 +26,7 @@ mod harness;
 mod again;
 mod annotations;
 mod bad_input;
+mod breaks;
 mod cluster_rules;
 mod outages;
 mod ownership;

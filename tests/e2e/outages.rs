@@ -131,6 +131,42 @@ async fn uninstalling_leaves_no_webhook_and_gives_velero_its_hooks_back() {
 }
 
 #[tokio::test]
+async fn uninstalling_in_the_middle_of_a_restore_waits_for_its_hooks_and_leaves_nothing() {
+    let t = Scenario::alone("release").await;
+    let script = format!("until [ -e /traces/go ]; do sleep 0.1; done; {}", trace_script("slow"));
+    let slow = t
+        .pod("slow")
+        .annotate(post("command"), sh(&script))
+        .annotate(post("exec-timeout"), "5m");
+    let backup = t.back_up_and_lose_pods(&[slow]).await;
+    let begun = t.restore(&backup).begin().await;
+    begun
+        .reaches("the hook runs", |now| {
+            now.run_of("slow")?.status.as_ref()?.started_at.clone()
+        })
+        .await;
+    let uninstalling = tokio::task::spawn_blocking(uninstall);
+    eventually("the webhook is gone first", async || {
+        let left = kubectl(&["get", "mutatingwebhookconfigurations", "-o", "name"]);
+        (!left.contains("reveille")).then_some(())
+    })
+    .await;
+    assert_eq!(t.ran("slow"), 0);
+    t.signal("go");
+    uninstalling.await.unwrap();
+
+    let restore = begun.finish().await;
+    restore.assert_all_well(1);
+    assert_eq!((t.ran("slow"), t.velero_ran().len()), (1, 0));
+    let pod = t.running("slow").await;
+    assert_only_the_mark_stays(&pod, &restore);
+    assert_eq!(
+        annotation_of(&pod, &post("command")),
+        Some(sh(&script).to_string().as_str())
+    );
+}
+
+#[tokio::test]
 async fn a_restore_that_is_applied_again_and_again_runs_its_hooks_once() {
     let t = Scenario::alone("apply").await;
     let backup = t.back_up_and_lose_pods(&[t.pod("app")]).await;

@@ -132,3 +132,19 @@ async fn hooks_too_large_to_move_stay_with_velero_and_run_once() {
     assert_eq!((restore.phase.as_str(), restore.runs.len()), ("Completed", 0));
     assert_eq!((t.ran("spec"), t.velero_ran().len()), (1, 1));
 }
+
+#[tokio::test]
+async fn a_restore_of_pods_with_their_status_runs_each_hook_once() {
+    let t = Scenario::new("pod-status").await;
+    let backup = t.back_up_and_lose(&pods(&t)).await;
+    // Velero then updates the status of what it has just created, with the metadata from before admission.
+    let restore = t
+        .restore(&backup)
+        .edit(|restore| restore["spec"]["restoreStatus"] = json!({"includedResources": ["pods"]}))
+        .hooks(spec_hook())
+        .run()
+        .await;
+
+    assert_eq!(restore.phase, "Completed");
+    assert_eq!(counts(&t), (1, 1, 1));
+}

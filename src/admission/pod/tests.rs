@@ -194,6 +194,14 @@ fn mode_off_and_stale_labels_touch_nothing() {
         &Value::Null,
     );
     assert_eq!(decide(&pod(&both()), &off).operations, []);
+    // Once taken over, its hooks stand nowhere else.
+    let metadata = json!({"annotations": {"reveille.dev/mode": "off", "reveille.dev/owner": "reveille"}});
+    assert_eq!(
+        decide(&pod(&both()), &restore_named("r1", &metadata, &Value::Null))
+            .hooks
+            .len(),
+        1
+    );
     let now = Timestamp::UNIX_EPOCH;
     let context = PodContext {
         namespace: "app",

@@ -8,12 +8,13 @@ use kube::{
 };
 use reveille::names::{MODE_ANNOTATION, OWNER_ANNOTATION};
 use serde_json::json;
-use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::{REVEILLE, VELERO, cluster_name, cluster_script, eventually, kubectl, must_run, velero_resource};
+use super::{REVEILLE, VELERO, cluster_name, cluster_script, eventually, kubectl, must_run, run, velero_resource};
 
 static INSTALLATION: RwLock<()> = RwLock::const_new(());
-static INSTALLED: OnceCell<()> = OnceCell::const_new();
+/// Whether the ordinary installation is on the cluster.
+static INSTALLED: Mutex<bool> = Mutex::const_new(false);
 
 /// As long as it is held the installation is the ordinary one.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) async fn take(client: &Client) -> Self {
         let guard = INSTALLATION.read().await;
-        INSTALLED.get_or_init(|| first_install(client)).await;
+        bring_up(client).await;
         Self { _guard: guard }
     }
 }
@@ -38,12 +39,12 @@ pub(crate) struct Quiet {
 impl Quiet {
     pub(crate) async fn take(client: &Client) -> Self {
         let guard = INSTALLATION.write().await;
-        INSTALLED.get_or_init(|| first_install(client)).await;
+        bring_up(client).await;
         Self { _guard: guard }
     }
 }
 
-/// As long as it is held no other test runs, and the installation may be changed. In the end all is as it was, also after a panic.
+/// As long as it is held no other test runs, and the installation may be changed: the next test brings it up anew.
 #[derive(Debug)]
 pub(crate) struct Alone {
     _quiet: Quiet,
@@ -59,17 +60,34 @@ impl Alone {
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        install(&[]);
-        scale_velero(1);
+        // Nobody else holds it: that would take the lock of the installation.
+        *INSTALLED.try_lock().expect("no other test runs") = false;
     }
 }
 
-async fn first_install(client: &Client) {
+/// Brings the ordinary installation up, if it is not.
+async fn bring_up(client: &Client) {
+    let mut installed = INSTALLED.lock().await;
+    if *installed {
+        return;
+    }
     if let Some(archive) = env::var_os("REVEILLE_IMAGE_TAR") {
         cluster_script(&["load", &cluster_name(), &archive.to_string_lossy()]);
     }
+    let status = run("helm", &["status", "reveille", "--namespace", REVEILLE]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    if !status.is_empty() && !status.contains("STATUS: deployed") {
+        // A failed test has left it half done.
+        run(
+            "helm",
+            &["uninstall", "reveille", "--namespace", REVEILLE, "--no-hooks", "--wait"],
+        );
+    }
     install(&[]);
+    scale_reveille(1);
+    scale_velero(1);
     webhook_answers(client).await;
+    *installed = true;
 }
 
 /// Installs the chart, or brings it to these values, and waits until it is up.

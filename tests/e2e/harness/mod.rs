@@ -9,6 +9,7 @@ mod outcome;
 mod pod;
 mod restore;
 mod scenario;
+mod velero_log;
 mod wait;
 
 pub(crate) use audit::*;
@@ -20,4 +21,5 @@ pub(crate) use outcome::*;
 pub(crate) use pod::*;
 pub(crate) use restore::*;
 pub(crate) use scenario::*;
+pub(crate) use velero_log::*;
 pub(crate) use wait::*;

@@ -17,9 +17,6 @@ use serde_json::Value;
 
 use super::{Scenario, restore::restores};
 
-/// What Velero's server logs when its own hook runner starts a command. `ownership.rs` proves that it does.
-pub(crate) const VELERO_STARTS: &str = "running exec hook";
-
 /// A Restore and its runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {

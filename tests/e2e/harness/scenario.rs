@@ -23,7 +23,7 @@ enum Claim {
     Quiet(#[allow(dead_code)] Quiet),
 }
 
-/// One test. When it fails, what is in its namespace is printed and stays.
+/// One test. When it fails, what is in its namespace is printed; with `REVEILLE_E2E_KEEP` it also stays.
 pub(crate) struct Scenario {
     pub(crate) client: Client,
     pub(crate) namespace: String,
@@ -292,42 +292,17 @@ impl Scenario {
 
     /// What Velero's own hook runner did in the test's namespace: its log lines about commands that it starts.
     pub(crate) fn velero_ran(&self) -> Vec<String> {
-        self.velero_ran_in(&self.namespace)
-    }
-
-    /// The same for any namespace.
-    #[allow(clippy::unused_self)] // reads as what it is: a question of this test
-    pub(crate) fn velero_ran_in(&self, namespace: &str) -> Vec<String> {
-        let log = kubectl(&["-n", VELERO, "logs", "deployment/velero", "--tail=-1"]);
-        let pod = format!("pod={namespace}/");
-        let lines = log
-            .lines()
-            .filter(|line| line.contains("hookPhase=post") && line.contains(&pod));
-        lines
-            .filter(|line| line.contains(super::VELERO_STARTS))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// The admission warnings that the API server gave Velero: it logs them, without a word about which restore.
-    #[allow(clippy::unused_self)] // reads as what it is: a question of this test
-    pub(crate) fn velero_warnings(&self) -> Vec<String> {
-        let log = kubectl(&["-n", VELERO, "logs", "deployment/velero", "--tail=-1"]);
-        log.lines()
-            .filter(|line| line.contains("msg=\"Warning: "))
-            .map(str::to_owned)
-            .collect()
+        super::velero_ran_in(&self.namespace)
     }
 
     /// What a person would look at first.
     fn diagnose(&self) {
         let show = |title: &str, arguments: &[&str]| {
             let output = run("kubectl", arguments);
-            println!(
-                "--- {title}\n{}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
+            let text = [output.stdout, output.stderr].concat();
+            // Some tests have very large pods.
+            let text = String::from_utf8_lossy(text.get(..40_000).unwrap_or(&text)).into_owned();
+            println!("--- {title}\n{text}");
         };
         let namespace = self.namespace.as_str();
         show(
@@ -375,9 +350,11 @@ impl Scenario {
 
 impl Drop for Scenario {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let failed = std::thread::panicking();
+        if failed {
             self.diagnose();
-        } else {
+        }
+        if !failed || std::env::var_os("REVEILLE_E2E_KEEP").is_none() {
             run(
                 "kubectl",
                 &[
