@@ -46,7 +46,7 @@ enum Slot<'a> {
 pub fn place(pod: &Value, hooks: &[InitHook], silenced: &[InitHook], leftovers: &BTreeSet<String>) -> Placement {
     let present = pod_containers(pod, "initContainers");
     let mut placement = Placement::default();
-    let claims = claim(pod, hooks, leftovers, &mut placement);
+    let claims = claim(pod, hooks, silenced, leftovers, &mut placement);
     let dropped = leftover_indexes(present, hooks, silenced, leftovers, &claims);
 
     let block: Vec<Slot> = hooks
@@ -105,7 +105,13 @@ enum Claim {
 }
 
 /// Finds for each hook the container that already does its work.
-fn claim(pod: &Value, hooks: &[InitHook], leftovers: &BTreeSet<String>, placement: &mut Placement) -> Vec<Claim> {
+fn claim(
+    pod: &Value,
+    hooks: &[InitHook],
+    silenced: &[InitHook],
+    leftovers: &BTreeSet<String>,
+    placement: &mut Placement,
+) -> Vec<Claim> {
     let present = pod_containers(pod, "initContainers");
     let mut taken = BTreeSet::new();
     let mut names = BTreeSet::new();
@@ -135,12 +141,13 @@ fn claim(pod: &Value, hooks: &[InitHook], leftovers: &BTreeSet<String>, placemen
                 &name,
                 found.as_ref().map(|(index, _)| *index),
                 &names,
+                silenced,
                 leftovers,
             );
             if let Some(message) = &planned.error {
                 placement
                     .problems
-                    .push(Problem::error(format!("init hook {}", hook.name), message.clone()));
+                    .push(Problem::error(hook.path.clone(), message.clone()));
             }
         }
         let claim = match (&planned.error, found) {
@@ -168,6 +175,7 @@ fn clash(
     name: &str,
     own: Option<usize>,
     names: &BTreeSet<String>,
+    silenced: &[InitHook],
     leftovers: &BTreeSet<String>,
 ) -> Option<String> {
     if names.contains(name) {
@@ -191,6 +199,7 @@ fn clash(
                 && container_name(container) == Some(name)
                 && !leftovers.contains(name)
                 && !does_the_work_of(container, hook)
+                && !silenced.iter().any(|other| does_the_work_of(container, other))
         });
     foreign.then(|| {
         format!("the pod has another init container named {name:?} with another image or command; it stays as it is, the hook's is not added")

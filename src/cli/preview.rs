@@ -116,6 +116,7 @@ impl From<PostHook> for PreviewHook {
             wait_for_ready,
             error: _,
             left_to_velero: _,
+            path: _,
         } = hook;
         Self {
             name,

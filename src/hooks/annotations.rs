@@ -148,12 +148,10 @@ impl<'a> Reader<'a> {
         let mut errors = Vec::new();
         let command = found.map(|found| self.command(found)).unwrap_or_default();
         if command.is_empty() {
-            errors.push(Problem::error(command_key, "the command is an empty list"));
+            errors.push(Problem::error(command_key.clone(), "the command is an empty list"));
         }
-        let container = self
-            .find(POST_PREFIX, "container")
-            .map(|(_, name)| name.to_owned())
-            .unwrap_or_default();
+        let (path, container) = self.find(POST_PREFIX, "container").unwrap_or((command_key, ""));
+        let container = container.to_owned();
         let found = self.find(POST_PREFIX, "on-error");
         let given = found.is_some();
         // An unreadable mode counts as the strict one: its author wanted to be told.
@@ -178,6 +176,7 @@ impl<'a> Reader<'a> {
             wait_for_ready,
             error,
             left_to_velero: false,
+            path,
         })
     }
 
@@ -211,7 +210,7 @@ impl<'a> Reader<'a> {
         let error = join(&errors);
         self.problems.extend(errors);
         let mut hooks = Vec::new();
-        if let Some((_, image)) = image {
+        if let Some(image) = image {
             hooks.push(self.init_from_image(image, timeout, error.clone()));
         }
         if let Some((key, text)) = list {
@@ -220,16 +219,18 @@ impl<'a> Reader<'a> {
         Some(hooks)
     }
 
-    fn init_from_image(&mut self, image: &str, timeout: GoDuration, error: Option<String>) -> InitHook {
+    fn init_from_image(&mut self, image: Found<'a>, timeout: GoDuration, error: Option<String>) -> InitHook {
+        let (image_key, image) = image;
         let command = self
             .find(INIT_PREFIX, "command")
             .map(|found| self.command(found))
             .unwrap_or_default();
-        let given = self
-            .find(INIT_PREFIX, "container-name")
-            .map(|(_, name)| name.to_owned());
+        let given = self.find(INIT_PREFIX, "container-name");
         let generated_name = given.is_none();
-        let name = given.unwrap_or_else(|| generated_name_for(image, &command));
+        let (path, name) = match given {
+            Some((key, name)) => (key, name.to_owned()),
+            None => (image_key, generated_name_for(image, &command)),
+        };
         let mut container = json!({"name": name, "image": image});
         if !command.is_empty()
             && let Some(object) = container.as_object_mut()
@@ -243,6 +244,7 @@ impl<'a> Reader<'a> {
             generated_name,
             timeout,
             error,
+            path,
         }
     }
 
@@ -263,7 +265,8 @@ impl<'a> Reader<'a> {
             }
         };
         let hooks = items.into_iter().enumerate().map(|(index, container)| {
-            let own = container_error(&container).map(|message| Problem::error(format!("{key}[{index}]"), message));
+            let path = format!("{key}[{index}]");
+            let own = container_error(&container).map(|message| Problem::error(path.clone(), message));
             let error = own
                 .as_ref()
                 .map(|problem| problem.message.clone())
@@ -276,6 +279,7 @@ impl<'a> Reader<'a> {
                 generated_name: false,
                 timeout,
                 error,
+                path,
             }
         });
         hooks.collect()

@@ -56,6 +56,9 @@ pub struct PostHook {
     /// Why this hook can't be run, if so: it is then recorded as Skipped with this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The annotation key or the path in the Restore that names its container. For messages; empty once it is selected.
+    #[serde(skip)]
+    pub path: String,
     /// Velero has seen this hook, because the webhook did not: it is Velero's to run, and is only recorded.
     #[serde(default, skip_serializing_if = "is_false")]
     pub left_to_velero: bool,
@@ -81,6 +84,8 @@ pub struct InitHook {
     pub timeout: GoDuration,
     /// Why this hook can't be used, if so.
     pub error: Option<String>,
+    /// The annotation key or the path in the Restore where it was written. For messages.
+    pub path: String,
 }
 
 impl InitHook {

@@ -333,6 +333,7 @@ impl Parser<'_> {
             wait_for_ready,
             error,
             left_to_velero: false,
+            path: format!("{path}.container"),
         }
     }
 
@@ -350,7 +351,7 @@ impl Parser<'_> {
             self.problems,
         );
         let hooks = containers.into_iter().map(|(container, path)| {
-            let own = container_error(container).map(|message| Problem::error(path, message));
+            let own = container_error(container).map(|message| Problem::error(path.clone(), message));
             let error = own
                 .as_ref()
                 .map(|problem| problem.message.clone())
@@ -363,6 +364,7 @@ impl Parser<'_> {
                 generated_name: false,
                 timeout,
                 error,
+                path,
             }
         });
         hooks.collect()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    annotations::{self, Annotations},
+    annotations::{self, Annotations, container_error},
     hook::{InitHook, PostHook, Problem},
     matching,
     restore_spec::{Rule, Rules},
@@ -55,15 +55,11 @@ pub fn select(pod: &Value, namespace: &str, annotations: &Annotations, rules: &R
             Err(reason) => format!("rule {:?} ({}) does not match: {reason}", rule.name, rule.path),
         };
         selected.explanations.push(line);
-        let problems = rules
-            .problems
-            .iter()
-            .filter(|problem| stands_in(problem, rule))
-            .cloned();
-        if rule.selector.is_err() {
-            selected.restore_problems.extend(problems);
-        } else if verdict.is_ok() {
-            selected.problems.extend(problems);
+        let problems = rules.problems.iter().filter(|problem| stands_in(problem, rule));
+        let (of_matching, of_hooks): (Vec<_>, Vec<_>) = problems.partition(|problem| is_about_matching(problem, rule));
+        selected.restore_problems.extend(of_matching.into_iter().cloned());
+        if verdict.is_ok() {
+            selected.problems.extend(of_hooks.into_iter().cloned());
             post.extend(rule.post.iter().cloned());
             init.extend(rule.init.iter().cloned());
         }
@@ -82,16 +78,36 @@ pub fn select(pod: &Value, namespace: &str, annotations: &Annotations, rules: &R
                 .explanations
                 .push("the pod's own init hook annotation silences the Restore's init hooks".to_owned());
         }
-        selected.silenced_init = std::mem::replace(&mut init, hooks);
+        let silenced = std::mem::replace(&mut init, hooks);
+        selected.silenced_init = silenced.into_iter().filter(could_be_veleros).collect();
     }
     selected.post = in_pod_order(post, pod, &init, &mut selected.problems);
     selected.init = init;
     selected
 }
 
+/// Velero injects no container that is incomplete for it: one in the pod that looks like it is the pod's own.
+fn could_be_veleros(hook: &InitHook) -> bool {
+    let command = hook.container.get("command").and_then(Value::as_array);
+    container_error(&hook.container).is_none() && command.is_some_and(|command| !command.is_empty())
+}
+
 /// Whether a problem stands inside this rule. Paths of items end in `]`, so `[1]` is no prefix of `[10]`.
 fn stands_in(problem: &Problem, rule: &Rule) -> bool {
     problem.source.starts_with(&rule.path)
+}
+
+/// Whether it may be the reason why the rule matches or not.
+fn is_about_matching(problem: &Problem, rule: &Rule) -> bool {
+    const FIELDS: [&str; 5] = [
+        ".labelSelector",
+        ".includedNamespaces",
+        ".excludedNamespaces",
+        ".includedResources",
+        ".excludedResources",
+    ];
+    let field = problem.source.strip_prefix(&rule.path).unwrap_or_default();
+    FIELDS.iter().any(|name| field.starts_with(name))
 }
 
 /// Whether a problem stands inside any rule that could be read as one.
@@ -139,6 +155,7 @@ fn in_pod_order(hooks: Vec<PostHook>, pod: &Value, init: &[InitHook], problems: 
         .to_owned();
     let mut placed: Vec<(usize, PostHook)> = Vec::with_capacity(hooks.len());
     for mut hook in hooks {
+        let path = std::mem::take(&mut hook.path);
         if hook.container.is_empty() {
             hook.container.clone_from(&first);
         }
@@ -149,7 +166,7 @@ fn in_pod_order(hooks: Vec<PostHook>, pod: &Value, init: &[InitHook], problems: 
                 hook.container,
                 order.join(", ")
             );
-            problems.push(Problem::error(format!("hook {}", hook.name), message.clone()));
+            problems.push(Problem::error(path, message.clone()));
             hook.error = Some(
                 hook.error
                     .map_or_else(|| message.clone(), |other| format!("{other}; {message}")),
@@ -260,6 +277,16 @@ mod tests {
     }
 
     #[test]
+    fn only_what_velero_can_have_injected_is_taken_for_its() {
+        let containers = json!([
+            {"name": "a", "image": "x", "command": ["c"]}, {"name": "b", "image": "x"}, {"name": "c", "image": "x", "command": "c"},
+        ]);
+        let hooks = json!([{"name": "r", "postHooks": [{"init": {"initContainers": containers, "timeout": "-1s"}}]}]);
+        let silenced = check(&[IMAGE], hooks, &pod()).silenced_init;
+        assert_eq!(silenced.iter().map(InitHook::container_name).collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
     fn a_broken_annotation_silences_the_spec_too() {
         let selected = check(
             &[COMMAND, ("post.hook.restore.velero.io/exec-timeout", "x")],
@@ -352,6 +379,27 @@ mod tests {
         for (line, word) in selected.explanations.iter().zip(words) {
             assert!(line.contains(word), "{line}");
         }
+    }
+
+    #[test]
+    fn a_missing_container_is_told_where_it_is_named() {
+        let hooks = json!([{"name": "r", "postHooks": [{"exec": {"command": ["c"], "container": "gone"}}]}]);
+        let source =
+            |annotations: &[(&str, &str)]| check(annotations, hooks.clone(), &pod()).problems[0].source.clone();
+        assert_eq!(source(&[]), "spec.hooks.resources[0].postHooks[0].exec.container");
+        let container = "post.hook.restore.velero.io/container";
+        assert_eq!(source(&[COMMAND, (container, "gone")]), container);
+    }
+
+    #[test]
+    fn a_bad_pattern_is_told_although_its_rule_does_not_match() {
+        let hooks = json!([{"name": "a", "includedNamespaces": ["[app"], "postHooks": [{"exec": {"command": ["c"]}}]}]);
+        let selected = check(&[], hooks, &pod());
+        assert_eq!(selected.post, []);
+        assert_eq!(
+            selected.restore_problems[0].source,
+            "spec.hooks.resources[0].includedNamespaces"
+        );
     }
 
     #[test]

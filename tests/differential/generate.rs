@@ -117,6 +117,9 @@ pub(crate) fn is_container(value: &Value) -> bool {
     serde_json::from_value::<Container>(value.clone()).is_ok()
 }
 
+/// Kind, key, in how many of a hundred hooks, and what for a value.
+type Key = (&'static str, &'static str, u32, fn(&mut Generator) -> String);
+
 pub(crate) struct Generator(Rng);
 
 impl Generator {
@@ -240,7 +243,7 @@ impl Generator {
         };
         let meant = [("post.hook", self.in_percent(40)), ("init.hook", self.in_percent(30))];
         // How many of a hundred hooks have the key.
-        let keys: [(&str, &str, u32, fn(&mut Self) -> String); 11] = [
+        let keys: [Key; 11] = [
             ("post.hook", "command", 95, Self::command),
             ("post.hook", "container", 30, |this| this.one(&CONTAINERS).to_owned()),
             ("post.hook", "on-error", 30, |this| this.one(&MODES).to_owned()),
@@ -477,7 +480,7 @@ impl Generator {
     fn hook(&mut self) -> Value {
         let mut hook = json!({});
         let kind = self.0.u32(0..100);
-        if kind < 60 || kind >= 95 {
+        if !(60..95).contains(&kind) {
             hook["exec"] = self.exec();
         }
         if (60..95).contains(&kind) || kind >= 97 {

@@ -109,29 +109,29 @@ fn report(expected: Option<&Outcome>, ours: &Outcome) -> String {
     let Some(expected) = expected else {
         return format!("Velero restores no such pod, which no difference explains; Reveille has {ours:#?}");
     };
-    let mut text = String::from("not explained by any difference");
-    let mut part = |name: &str, expected: String, ours: String| {
-        if expected != ours {
-            text += &format!("\n{name}\n  expected from Velero's answer: {expected}\n  Reveille: {ours}");
-        }
+    let part = |name: &str, expected: String, ours: String| {
+        (expected != ours).then(|| format!("{name}\n  expected from Velero's answer: {expected}\n  Reveille: {ours}"))
     };
-    part("post hooks", json(&expected.post), json(&ours.post));
-    part(
-        "post hooks in error",
-        json(&expected.post_errors),
-        json(&ours.post_errors),
-    );
-    part(
-        "init containers",
-        json(&expected.init.containers),
-        json(&ours.init.containers),
-    );
-    part(
-        "init hooks in error",
-        json(&expected.init.errors),
-        json(&ours.init.errors),
-    );
-    text
+    let parts = [
+        part("post hooks", json(&expected.post), json(&ours.post)),
+        part(
+            "post hooks in error",
+            json(&expected.post_errors),
+            json(&ours.post_errors),
+        ),
+        part(
+            "init containers",
+            json(&expected.init.containers),
+            json(&ours.init.containers),
+        ),
+        part(
+            "init hooks in error",
+            json(&expected.init.errors),
+            json(&ours.init.errors),
+        ),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    format!("not explained by any difference\n{}", parts.join("\n"))
 }
 
 fn json(value: &impl serde::Serialize) -> String {
@@ -337,12 +337,17 @@ fn every_difference_has_a_name() {
 fn a_broken_rule_is_noticed() {
     let mut oracle = Oracle::start();
     for broken in Broken::ALL {
-        let noticed = (0..2000).find(|number| {
-            let verdict = judge(&mut oracle, &case_of(7, *number), Some(broken));
+        let mut noticed_in = |number: u64, broken: Option<Broken>| {
+            let verdict = judge(&mut oracle, &case_of(7, number), broken);
             matches!(verdict, Verdict::Unexplained(_))
-        });
+        };
+        let noticed = (0..2000).find(|number| noticed_in(*number, Some(broken)));
         println!("{broken:?} is noticed at case {noticed:?}");
-        assert!(noticed.is_some(), "{broken:?} goes unnoticed");
+        let number = noticed.unwrap_or_else(|| panic!("{broken:?} goes unnoticed"));
+        assert!(
+            !noticed_in(number, None),
+            "case {number} fails also with all rules in order"
+        );
     }
 }
 

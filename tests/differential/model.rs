@@ -81,13 +81,19 @@ pub(crate) fn arriving(case: &Case, raw: &Answer, arrival: Arrival) -> Option<Va
 
 /// What is to be expected with these differences; `None` if Velero restores nothing. `pod`: as it arrives.
 pub(crate) fn expect(oracle: &mut Oracle, case: &Case, pod: &Value, differences: &mut Differences) -> Option<Outcome> {
-    let (restated, generated) = Restating::new(oracle, differences).restate(case);
-    let answer = ask(oracle, &restated);
+    let restated = Restating::new(oracle, differences).restate(case);
+    let answer = ask(oracle, &restated.case);
     if !answer.restores() {
         return None;
     }
-    let wanted = wanted(&case.pod, answer.pod.as_ref()?, generated);
-    let init = place(pod, &wanted, differences);
+    let hooks = wanted(&case.pod, answer.pod.as_ref()?, restated.generated);
+    let mut silenced = restated
+        .silenced
+        .and_then(|case| Some(wanted(&case.pod, ask(oracle, &case).pod.as_ref()?, false)));
+    let silenced = silenced.get_or_insert_default();
+    // Velero refuses a Restore with such a one.
+    silenced.retain(|hook| !hook.container["command"].is_null());
+    let init = place(pod, &hooks, silenced, differences);
     let (post, post_errors) = post(pod, &init, answer.post?, differences);
     Some(Outcome {
         post,
@@ -148,8 +154,16 @@ fn does_the_work_of(present: &Value, wanted: &Wanted) -> bool {
 }
 
 /// Each hook's container once, directly behind the last wait container; an earlier one that does the same work is used or goes.
-fn place(pod: &Value, wanted: &[Wanted], differences: &mut Differences) -> Init {
+/// `silenced`: what the spec wants and an annotation keeps out.
+fn place(pod: &Value, wanted: &[Wanted], silenced: &[Wanted], differences: &mut Differences) -> Init {
     let present = init_containers(pod);
+    let done = |container: &Value, hooks: &[Wanted]| hooks.iter().any(|hook| does_the_work_of(container, hook));
+    let mut kept_out: BTreeSet<usize> = (0..present.len())
+        .filter(|&index| done(&present[index], silenced))
+        .collect();
+    if !kept_out.is_empty() && !differences.has(Difference::NoSecondInjection) {
+        kept_out.clear();
+    }
     let containers: Vec<&str> = pod["spec"]["containers"]
         .as_array()
         .into_iter()
@@ -190,7 +204,7 @@ fn place(pod: &Value, wanted: &[Wanted], differences: &mut Differences) -> Init 
             || present
                 .iter()
                 .enumerate()
-                .any(|(index, other)| name_of(other) == name && !same.contains(&index));
+                .any(|(index, other)| name_of(other) == name && !same.contains(&index) && !kept_out.contains(&index));
         if taken && differences.has(Difference::NameClashIsReported) {
             errors.push(wanted_name.to_owned());
             continue;
@@ -209,7 +223,7 @@ fn place(pod: &Value, wanted: &[Wanted], differences: &mut Differences) -> Init 
     let others: Vec<&Value> = present
         .iter()
         .enumerate()
-        .filter(|(index, _)| !gone.contains(index))
+        .filter(|(index, _)| !gone.contains(index) && !kept_out.contains(index))
         .map(|(_, container)| container)
         .collect();
     let behind_wait = others
@@ -266,10 +280,10 @@ fn post(pod: &Value, init: &Init, groups: BTreeMap<String, Vec<Hook>>, differenc
 /// What Velero fills in when it runs a hook.
 fn with_defaults(mut hook: Hook) -> Hook {
     if hook.on_error.is_empty() {
-        hook.on_error = "Continue".to_owned();
+        "Continue".clone_into(&mut hook.on_error);
     }
     if hook.exec_timeout == "0s" {
-        hook.exec_timeout = "30s".to_owned();
+        "30s".clone_into(&mut hook.exec_timeout);
     }
     hook
 }

@@ -106,7 +106,7 @@ impl Broken {
                 Self::ExecTimeout => hook.exec_timeout = reveille::hooks::hook::DEFAULT_EXEC_TIMEOUT,
                 Self::WaitTimeout => hook.wait_timeout = reveille::duration::GoDuration::ZERO,
                 Self::Ready => hook.wait_for_ready = false,
-                Self::DefaultContainer => hook.container = last.unwrap_or_default().to_owned(),
+                Self::DefaultContainer => last.unwrap_or_default().clone_into(&mut hook.container),
                 Self::Command => {
                     let words = hook.command.iter().flat_map(|word| word.split(' ')).map(str::to_owned);
                     hook.command = words.collect();

@@ -49,10 +49,21 @@ impl Differences<'_> {
     }
 }
 
+/// A case in Velero's words.
+pub(crate) struct Restated {
+    pub(crate) case: Case,
+    /// Its init container has a generated name.
+    pub(crate) generated: bool,
+    /// The same without the annotations, if they silence init hooks of the spec.
+    pub(crate) silenced: Option<Case>,
+}
+
 pub(crate) struct Restating<'a, 'b> {
     pub(crate) oracle: &'a mut Oracle,
     pub(crate) differences: &'a mut Differences<'b>,
     errors: usize,
+    /// Init hooks are silenced: what they look like counts, not whether they are errors.
+    silenced: bool,
 }
 
 fn text<'a>(annotations: &'a Map<String, Value>, key: &str) -> &'a str {
@@ -73,35 +84,53 @@ impl<'a, 'b> Restating<'a, 'b> {
             oracle,
             differences,
             errors: 0,
+            silenced: false,
         }
     }
 
-    /// The case in Velero's words; and whether its init container has a generated name.
-    pub(crate) fn restate(&mut self, case: &Case) -> (Case, bool) {
+    pub(crate) fn restate(&mut self, case: &Case) -> Restated {
         let mut case = case.clone();
         let mut resources = case.restore["spec"]["hooks"]["resources"]
             .as_array()
             .cloned()
             .unwrap_or_default();
         let labels_matter = Value::Array(resources.clone()).to_string().contains("velero.io/");
+        let written = resources.clone();
         for (index, rule) in resources.iter_mut().enumerate() {
             self.rule(rule, index);
         }
         let mut generated = false;
+        let mut silenced = None;
+        if labels_matter && self.differences.has(Difference::LabelsAsCreated) {
+            case.pod["metadata"]["labels"] = case.arriving(&case.pod)["metadata"]["labels"].clone();
+        }
         if let Some(mut annotations) = case.pod["metadata"]["annotations"].as_object().cloned() {
             self.own_domain(&mut annotations);
             self.lone_surrogates(&mut annotations);
             self.post_annotations(&mut annotations);
-            generated = self.init_annotations(&mut annotations, &mut resources);
+            let hooked;
+            (hooked, generated) = self.init_annotations(&mut annotations, &mut resources);
+            if hooked {
+                let mut of_the_spec = written;
+                self.silenced = true;
+                for (index, rule) in of_the_spec.iter_mut().enumerate() {
+                    self.rule(rule, index);
+                }
+                let mut without = case.clone();
+                without.pod["metadata"]["annotations"] = Value::Null;
+                without.restore["spec"]["hooks"]["resources"] = Value::Array(of_the_spec);
+                silenced = Some(without);
+            }
             case.pod["metadata"]["annotations"] = Value::Object(annotations);
         }
         if !resources.is_empty() {
             case.restore["spec"]["hooks"]["resources"] = Value::Array(resources);
         }
-        if labels_matter && self.differences.has(Difference::LabelsAsCreated) {
-            case.pod["metadata"]["labels"] = case.arriving(&case.pod)["metadata"]["labels"].clone();
+        Restated {
+            case,
+            generated,
+            silenced,
         }
-        (case, generated)
     }
 
     fn own_domain(&mut self, annotations: &mut Map<String, Value>) {
@@ -169,7 +198,8 @@ impl<'a, 'b> Restating<'a, 'b> {
         answer.post.unwrap()["c"][0].command.clone()
     }
 
-    fn init_annotations(&mut self, annotations: &mut Map<String, Value>, resources: &mut Vec<Value>) -> bool {
+    /// Whether there is a hook, and whether its name is a generated one.
+    fn init_annotations(&mut self, annotations: &mut Map<String, Value>, resources: &mut Vec<Value>) -> (bool, bool) {
         let of = |key: &str| text(annotations, &init_key(key)).to_owned();
         let (image, name, command, list) = (
             of("container-image"),
@@ -193,7 +223,7 @@ impl<'a, 'b> Restating<'a, 'b> {
                 let name = if generated { GENERATED } else { &name };
                 annotations.insert(init_key("container-image"), json!(format!("{ERROR_IMAGE}{name}")));
             }
-            return generated;
+            return (hooked, generated);
         };
         // Velero's annotations have room for one container; its spec has room for all.
         annotations.retain(|key, _| !key.starts_with("init.hook"));
@@ -230,7 +260,7 @@ impl<'a, 'b> Restating<'a, 'b> {
             0,
             json!({"name": "<from-annotation>", "postHooks": [{"init": {"initContainers": containers}}]}),
         );
-        generated
+        (hooked, generated)
     }
 
     fn is_bad_timeout(&mut self, text: &str) -> bool {
@@ -359,7 +389,7 @@ impl<'a, 'b> Restating<'a, 'b> {
             return;
         }
         let init = &mut hook["init"];
-        let late = self.spec_duration(init, "timeout", Difference::InitTimeoutIsRead);
+        let late = self.spec_duration(init, "timeout", Difference::InitTimeoutIsRead) && !self.silenced;
         for container in init["initContainers"].as_array_mut().into_iter().flatten() {
             *container = self.init_container(container, late);
         }

@@ -83,7 +83,7 @@ fn is_possible(case: &Case) -> bool {
             item["exec"].is_null() || item["exec"]["command"].as_array().is_some_and(|list| !list.is_empty())
         })
     };
-    let ruled = rules.iter().all(|rule| {
+    let well_formed = rules.iter().all(|rule| {
         rule["name"].is_string()
             && execs(rule)
             && expressions(rule)
@@ -91,7 +91,7 @@ fn is_possible(case: &Case) -> bool {
                 .all(|expression| filled(&expression["key"]) && filled(&expression["operator"]))
     });
     named
-        && ruled
+        && well_formed
         && !lists[0].is_empty()
         && filled(&case.restore["metadata"]["name"])
         && filled(&case.restore["metadata"]["namespace"])

@@ -10,6 +10,7 @@ fn hook(name: &str, image: &str) -> InitHook {
         generated_name: false,
         timeout: GoDuration::ZERO,
         error: None,
+        path: "where".to_owned(),
     }
 }
 
@@ -160,6 +161,13 @@ fn what_velero_injected_for_a_silenced_hook_goes() {
         .filter_map(container_name)
         .collect();
     assert_eq!(names, ["restore-wait", "a", "own"]);
+
+    // Its name is free for another.
+    let pod = self::pod(&["restore-wait", "a=x"]);
+    let placement = place(&pod, &[hook("a", "y")], &[hook("a", "x")], &BTreeSet::new());
+    let after = patch::apply(&pod, &placement.operations).unwrap();
+    assert_eq!(placement.problems, []);
+    assert_eq!(after["spec"]["initContainers"][1]["image"], "y");
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn hook(container: &str) -> PostHook {
         wait_for_ready: false,
         error: None,
         left_to_velero: false,
+        path: String::new(),
     }
 }
 
