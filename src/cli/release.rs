@@ -71,9 +71,7 @@ pub async fn run(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
     for line in &open {
         say(&format!("  {line}"));
     }
-    say(
-        "to go on regardless: helm uninstall --no-hooks; to stay: helm upgrade --install brings the webhook configuration back",
-    );
+    say("to go on regardless: helm uninstall --no-hooks; to stay: the same, then helm install again");
     Ok(ExitCode::FAILURE)
 }
 
