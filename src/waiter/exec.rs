@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use futures::future::join3;
+use futures::future::join;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
 use kube::{
     Api, Client,
@@ -18,6 +18,8 @@ use super::{
 };
 use crate::{duration::GoDuration, infra::kube::reason};
 
+/// How long output may still come once the end is known.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// How long a kubelet may take to show that it is there.
 const KUBELET_ANSWERS: Duration = Duration::from_secs(10);
 /// The longest reason that is kept, in bytes.
@@ -108,13 +110,21 @@ impl ApiExec {
         // The status must be taken and both streams be read while the command runs, or it blocks on full pipes.
         let status = process.take_status();
         let (out, err) = (process.stdout(), process.stderr());
-        let wait = async {
+        let mut status = std::pin::pin!(async {
             match status {
                 Some(status) => status.await,
                 None => None,
             }
+        });
+        let mut output = std::pin::pin!(join(read(out, stdout), read(err, stderr)));
+        let status = tokio::select! {
+            status = &mut status => {
+                // When the connection breaks, the streams are dropped without an end: reading on would wait for ever.
+                let _ = tokio::time::timeout(LAST_OUTPUT, output).await;
+                status
+            }
+            ((), ()) = &mut output => status.await,
         };
-        let ((), (), status) = join3(read(out, stdout), read(err, stderr), wait).await;
         let ended = process.join().await;
         match (status, ended) {
             (Some(status), _) => match from_status(&status) {
