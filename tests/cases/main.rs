@@ -148,10 +148,7 @@ fn each_case_is_as_expected() {
         let yaml: Value = serde_saphyr::from_str(&case.preview("yaml")).unwrap();
         assert_eq!(yaml, value, "{}: YAML and JSON", case.name());
         let text = case.preview("text");
-        assert!(
-            text.lines().count() >= 1 && text.ends_with(".\n") || text.contains(": "),
-            "{text}"
-        );
+        assert!(text.starts_with("Pod "), "{text}");
         let path = case.folder.join("expected.txt");
         if path.exists() {
             expect(&path, &text);

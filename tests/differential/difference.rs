@@ -6,6 +6,7 @@ pub(crate) enum Difference {
     BadBooleanIsAnError,
     BadDurationDoesNotHideTheRestore,
     BadDurationIsAnError,
+    BadPatternMatchesNoPod,
     DesignDocumentForm,
     EmptyCommandIsAnError,
     FieldNamesAreExact,
@@ -27,16 +28,17 @@ pub(crate) enum Difference {
     OneBadHookDoesNotStopTheRestore,
     OnErrorMisspelt,
     OwnAnnotationDomain,
-    PatternMustBeComplete,
+    SelectorFieldsAreKnown,
     UnknownFieldsAreKept,
     UnnamedRuleGetsAName,
 }
 
 impl Difference {
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::BadBooleanIsAnError,
         Self::BadDurationDoesNotHideTheRestore,
         Self::BadDurationIsAnError,
+        Self::BadPatternMatchesNoPod,
         Self::DesignDocumentForm,
         Self::EmptyCommandIsAnError,
         Self::FieldNamesAreExact,
@@ -58,7 +60,7 @@ impl Difference {
         Self::OneBadHookDoesNotStopTheRestore,
         Self::OnErrorMisspelt,
         Self::OwnAnnotationDomain,
-        Self::PatternMustBeComplete,
+        Self::SelectorFieldsAreKnown,
         Self::UnknownFieldsAreKept,
         Self::UnnamedRuleGetsAName,
     ];

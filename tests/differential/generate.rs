@@ -444,6 +444,7 @@ impl Generator {
 
     fn selector(&mut self) -> Value {
         match self.0.u32(0..12) {
+            0 if self.in_percent(30) => json!({"app": "db"}),
             0 => Value::Null,
             1 => json!({}),
             2..6 => json!({"matchLabels": {"app": self.one(&["db", "db", "web"])}}),

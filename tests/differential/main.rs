@@ -399,7 +399,7 @@ fn globs_are_veleros() {
             !lists(vec![], list(&pattern)).includes(&name),
         );
         if let Err("a brace is not closed" | "it ends with a backslash") = Glob::parse(&pattern) {
-            // `PatternMustBeComplete`
+            // `BadPatternMatchesNoPod`
             incomplete += 1;
             assert_eq!(ours, (false, false), "{pattern:?} on {name:?}");
             continue;

@@ -19,6 +19,9 @@ pub(crate) const NO_COMMAND: &str = "NONE";
 /// The name of an init container that has none.
 pub(crate) const GENERATED: &str = "<generated>";
 
+/// Those of the generator that are none. Velero takes the last two for complete.
+const BAD_PATTERNS: [&str; 5] = ["[", "[]", "[a-cx]pp", "{app", "app\\"];
+
 const POST: [&str; 6] = [
     "command",
     "container",
@@ -281,6 +284,14 @@ impl<'a, 'b> Restating<'a, 'b> {
         if pods(&excluded) || !(included.is_empty() || pods(&included)) {
             never |= self.differences.has(Difference::IncludedResourcesHonoured);
         }
+        let namespaces = ["includedNamespaces", "excludedNamespaces"].map(list);
+        if namespaces
+            .iter()
+            .flatten()
+            .any(|pattern| BAD_PATTERNS.iter().any(|bad| pattern == bad))
+        {
+            never |= self.differences.has(Difference::BadPatternMatchesNoPod);
+        }
         for expression in rule["labelSelector"]["matchExpressions"]
             .as_array_mut()
             .into_iter()
@@ -300,15 +311,8 @@ impl<'a, 'b> Restating<'a, 'b> {
                 expression["key"] = json!("reveille.invalid/none");
             }
         }
-        for key in ["includedNamespaces", "excludedNamespaces"] {
-            for pattern in rule[key].as_array_mut().into_iter().flatten() {
-                let text = pattern.as_str().unwrap().to_owned();
-                if ["{app", "app\\"].contains(&text.as_str()) && self.differences.has(Difference::PatternMustBeComplete)
-                {
-                    // No pattern for Velero either, and at the same place in the order.
-                    *pattern = json!(text + "\u{1}[");
-                }
-            }
+        if rule["labelSelector"].get("app").is_some() {
+            never |= self.differences.has(Difference::SelectorFieldsAreKnown);
         }
         if never {
             rule["labelSelector"] = Value::Null;
