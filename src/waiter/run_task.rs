@@ -100,6 +100,7 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
                 tracing::warn!(namespace = key.namespace, run = key.name, %error, "a run could not go on; it is tried again");
                 // What failed may have been written all the same, or by somebody else: look again.
                 task.run = None;
+                task.permit = None;
                 pause = (pause * 2).min(MAX_PAUSE);
                 Some(pause)
             }
