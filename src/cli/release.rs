@@ -195,16 +195,5 @@ async fn clean_pods(client: &Client) -> anyhow::Result<usize> {
 }
 
 async fn restores_of(client: &Client) -> anyhow::Result<Vec<(DynamicObject, RestoreInfo)>> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &restores::resource());
-    match api.list(&ListParams::default()).await {
-        Ok(list) => {
-            let read = |object: DynamicObject| {
-                let info = RestoreInfo::read(&serde_json::to_value(&object).ok()?)?;
-                Some((object, info))
-            };
-            Ok(list.items.into_iter().filter_map(read).collect())
-        }
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
-        Err(error) => Err(error).context("can't list Velero's Restores"),
-    }
+    restores::list(client).await.context("can't list Velero's Restores")
 }

@@ -9,11 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, Client,
-    api::{DynamicObject, ListParams},
-};
+use kube::{Api, Client, api::ListParams};
 use serde::Serialize;
 
 use super::status_table;
@@ -21,10 +17,10 @@ use crate::{
     api::HookRun,
     hooks::restored::{RestoreInfo, label_value},
     infra::{clock, kube::clients},
-    names::{QUEUE_LABEL, VELERO_RESTORE_LABEL},
+    names::VELERO_RESTORE_LABEL,
     plan::RestoreRef,
     result::{self, Verdict},
-    waiter::{pod_view::PodView, restores},
+    waiter::restores,
 };
 
 /// The hooks have ended, and none with onError Fail other than well.
@@ -204,33 +200,17 @@ async fn read(client: &Client, wanted: Option<&str>) -> anyhow::Result<Vec<Resto
 
 /// All Restores; none where Velero is not installed.
 async fn restores_of(client: &Client) -> anyhow::Result<Vec<RestoreInfo>> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &restores::resource());
-    match api.list(&ListParams::default()).await {
-        Ok(list) => {
-            let objects = list
-                .items
-                .into_iter()
-                .filter_map(|object| serde_json::to_value(object).ok());
-            Ok(objects.filter_map(|object| RestoreInfo::read(&object)).collect())
-        }
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
-        Err(error) => Err(error).context("can't list Velero's Restores"),
-    }
+    let all = restores::list(client).await.context("can't list Velero's Restores")?;
+    Ok(all.into_iter().map(|(_, info)| info).collect())
 }
 
 /// How many planned pods of the restore have no `HookRun` yet.
 async fn unplanned(client: &Client, restore: &RestoreInfo, runs: &[HookRun]) -> anyhow::Result<usize> {
-    let selector = format!("{QUEUE_LABEL},{VELERO_RESTORE_LABEL}={}", label_value(&restore.name));
-    let pods = Api::<Pod>::all(client.clone())
-        .list(&ListParams::default().labels(&selector))
+    let pods = restores::planned_pods(client, restore)
         .await
         .context("can't list pods")?;
     let uids: Vec<&str> = runs.iter().map(|run| run.spec.pod.uid.as_str()).collect();
-    let waiting = pods
-        .items
-        .iter()
-        .filter_map(PodView::read)
-        .filter(|pod| !uids.contains(&pod.identity.uid.as_str()));
+    let waiting = pods.iter().filter(|pod| !uids.contains(&pod.identity.uid.as_str()));
     Ok(waiting.count())
 }
 

@@ -158,11 +158,6 @@ impl Queue {
         true
     }
 
-    /// How many runs have a task: those that are not finished.
-    pub fn unfinished(&self) -> usize {
-        self.lock().bells.len()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock; if it ever did, the maps are still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     api::HookRun,
     hooks::restored::{RestoreInfo, label_value},
-    infra::{clock, pod_edit::parameters},
+    infra::{clock, kube::is_not_found, pod_edit::parameters},
     names::{QUEUE_LABEL, RESULT_ANNOTATION, VELERO_RESTORE_LABEL},
     result::{self, Verdict},
 };
@@ -206,14 +206,31 @@ async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result
 
 /// How many planned pods of the restore have no `HookRun` yet.
 async fn unplanned(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result<usize, kube::Error> {
+    let pods = planned_pods(client, restore).await?;
+    let waiting = pods.iter().filter(|pod| queue.run(&RunKey::of_pod(pod)).is_none());
+    Ok(waiting.count())
+}
+
+/// The pods of a restore that carry the queue label now.
+pub async fn planned_pods(client: &Client, restore: &RestoreInfo) -> Result<Vec<PodView>, kube::Error> {
     let selector = format!("{QUEUE_LABEL},{VELERO_RESTORE_LABEL}={}", label_value(&restore.name));
     let pods = Api::<Pod>::all(client.clone())
         .list(&ListParams::default().labels(&selector))
         .await?;
-    let waiting = pods
-        .items
-        .iter()
-        .filter_map(PodView::read)
-        .filter(|pod| queue.run(&RunKey::of_pod(pod)).is_none());
-    Ok(waiting.count())
+    Ok(pods.items.iter().filter_map(PodView::read).collect())
+}
+
+/// All Restores of the cluster, each as the API server has it and as it is read; none where Velero is not installed.
+pub async fn list(client: &Client) -> Result<Vec<(DynamicObject, RestoreInfo)>, kube::Error> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource());
+    let objects = match api.list(&ListParams::default()).await {
+        Ok(list) => list.items,
+        Err(error) if is_not_found(&error) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let read = |object: DynamicObject| {
+        let info = RestoreInfo::read(&serde_json::to_value(&object).ok()?)?;
+        Some((object, info))
+    };
+    Ok(objects.into_iter().filter_map(read).collect())
 }
