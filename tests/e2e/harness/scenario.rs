@@ -295,6 +295,11 @@ impl Scenario {
         super::velero_ran_in(&self.namespace)
     }
 
+    /// Those of them that failed.
+    pub(crate) fn velero_failed(&self) -> Vec<String> {
+        super::velero_failed_in(&self.namespace)
+    }
+
     /// What a person would look at first.
     fn diagnose(&self) {
         let show = |title: &str, arguments: &[&str]| {

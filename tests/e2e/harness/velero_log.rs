@@ -20,8 +20,20 @@ fn velero_log() -> String {
     text.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect()
 }
 
+/// What it logs when such a command could not be started or ended otherwise than with exit code 0.
+const FAILS: &str = "Error executing hook";
+
 /// The commands that Velero's own hook runner started in pods of a namespace that it has restored into.
 pub(crate) fn velero_ran_in(namespace: &str) -> Vec<String> {
+    velero_hook_lines(namespace, STARTS)
+}
+
+/// Those of them that failed.
+pub(crate) fn velero_failed_in(namespace: &str) -> Vec<String> {
+    velero_hook_lines(namespace, FAILS)
+}
+
+fn velero_hook_lines(namespace: &str, words: &str) -> Vec<String> {
     let log = velero_log();
     assert!(
         log.contains(namespace),
@@ -30,7 +42,7 @@ pub(crate) fn velero_ran_in(namespace: &str) -> Vec<String> {
     let pod = format!("pod={namespace}/");
     let lines = log
         .lines()
-        .filter(|line| line.contains(STARTS) && line.contains("hookPhase=post"));
+        .filter(|line| line.contains(words) && line.contains("hookPhase=post"));
     lines.filter(|line| line.contains(&pod)).map(str::to_owned).collect()
 }
 
