@@ -1,6 +1,8 @@
 //! The waiter: takes planned pods in, waits for their containers, runs their commands, and records what became of each.
 
+pub mod begin;
 mod counts;
+pub mod end;
 pub mod events;
 pub mod exec;
 mod init;

@@ -9,7 +9,7 @@ use std::{
 use futures::FutureExt;
 use tokio::sync::Notify;
 
-use super::{pod_view::PodView, step::cancelling_failure};
+use super::{end::cancelling_failure, pod_view::PodView};
 use crate::api::HookRun;
 
 /// A run by namespace and name.

@@ -1,5 +1,8 @@
 //! One task for each unfinished run: asks the pure functions what to do, does it, records it, sleeps until its bell rings.
 
+mod execute;
+mod report;
+
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
@@ -9,9 +12,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    counts,
-    events::{self, Events},
-    exec::{Command, Exec, Report},
+    begin,
+    events::Events,
+    exec::Exec,
     intake::{self, Intake},
     missed::{Missed, Resolved},
     pod_view::PodView,
@@ -19,11 +22,7 @@ use super::{
     step::{self, Situation, Step},
 };
 use crate::{
-    api::{
-        HookRun, HookRunStatus,
-        hook_run::{HookState, PodIdentity},
-    },
-    hooks::Severity,
+    api::{HookRun, hook_run::PodIdentity},
     infra::{clock, metrics::Metrics, pod_edit::PodEdit},
     names::RUN_ANNOTATION,
     plan::Plan,
@@ -165,7 +164,7 @@ impl<E: Exec> RunTask<'_, E> {
         let Some(status) = &run.status else {
             let text = "it came without a status of its own: with a backup, or its pod went away at once";
             return self
-                .write(step::stale_status(&run.spec, text, clock::now()))
+                .write(begin::stale_status(&run.spec, text, clock::now()))
                 .await
                 .map(|()| Turn::Over);
         };
@@ -214,9 +213,9 @@ impl<E: Exec> RunTask<'_, E> {
                     return Ok(Some(Turn::Over));
                 };
                 let status = if lost {
-                    step::lost_status(&run.spec, clock::now())
+                    begin::lost_status(&run.spec, clock::now())
                 } else {
-                    step::first_status(&run.spec, clock::now())
+                    begin::first_status(&run.spec, clock::now())
                 };
                 self.write(status).await?;
                 self.report_problems(pod).await;
@@ -245,193 +244,6 @@ impl<E: Exec> RunTask<'_, E> {
         Ok(Some(Turn::Again))
     }
 
-    /// Records the start, runs the command, records the end.
-    async fn execute(&mut self, hook: usize, started: HookRunStatus) -> Result<Turn, kube::Error> {
-        if self.permit.is_none() {
-            tokio::select! {
-                permit = Arc::clone(&self.context.slots).acquire_owned() => self.permit = permit.ok(),
-                () = self.context.stop.cancelled() => {}
-            }
-            // A place may have been long in coming: whether the hook may still start is asked again.
-            return Ok(Turn::Again);
-        }
-        self.write_start(started).await?;
-        let Some(run) = self.run.clone() else {
-            return Ok(Turn::Over);
-        };
-        let Some(post) = run.spec.plan.post.get(hook) else {
-            return Ok(Turn::Over);
-        };
-        let (pod, metrics) = (&run.spec.pod, &self.context.metrics);
-        // Exec goes by name: is it still that very pod? Nothing is run if that can't be told.
-        let report = match self.pod_now(&pod.name, &pod.uid).await {
-            Err(error) => Report::refused(&format!("the pod could not be looked at before the start: {error}")),
-            Ok(None) => Report::refused("the pod is gone"),
-            Ok(Some(now)) if now.terminating => Report::refused("the pod is being deleted"),
-            Ok(Some(_)) => {
-                let (namespace, name, container) = (&self.key.namespace, &pod.name, &post.container);
-                tracing::info!(namespace, pod = name, container, hook = post.name, "a post hook starts");
-                let command = Command {
-                    namespace,
-                    pod: name,
-                    container,
-                    argv: &post.command,
-                    timeout: post.exec_timeout,
-                };
-                counts::timed(metrics, self.context.exec.run(command)).await
-            }
-        };
-        self.write_end(hook, &report).await;
-        self.permit = None;
-        Ok(Turn::Again)
-    }
-
-    /// Records the start of an execution. When the answer is lost, it is found out whether the record was made: only this
-    /// process writes this claim, and it has not begun the command.
-    async fn write_start(&mut self, started: HookRunStatus) -> Result<(), kube::Error> {
-        if self
-            .run
-            .as_ref()
-            .is_some_and(|run| run.status.as_ref() == Some(&started))
-        {
-            return Ok(());
-        }
-        let Err(error) = self.write(started.clone()).await else {
-            return Ok(());
-        };
-        let mut pause = FIRST_PAUSE;
-        while !self.context.stop.is_cancelled() {
-            match self.runs().get_opt(&self.key.name).await {
-                Ok(Some(run)) if run.status.as_ref() == Some(&started) => {
-                    self.run = Some(run);
-                    return Ok(());
-                }
-                Ok(_) => return Err(error),
-                Err(_) => tokio::time::sleep(pause).await,
-            }
-            pause = (pause * 2).min(MAX_PAUSE);
-        }
-        Err(error)
-    }
-
-    /// Writes the end of an execution. It is known here alone, so it is tried until it is written, each time onto what stands
-    /// there by then; unless somebody else has settled this attempt.
-    async fn write_end(&mut self, hook: usize, report: &Report) {
-        let mut pause = FIRST_PAUSE;
-        while let Some((spec, status)) = self
-            .run
-            .as_ref()
-            .and_then(|run| Some((&run.spec, run.status.as_ref()?)))
-        {
-            let attempt = status
-                .post
-                .get(hook)
-                .filter(|post| post.state == HookState::Started)
-                .and_then(|post| post.attempts.last());
-            if attempt.is_none_or(|attempt| attempt.claimed_by != self.context.process) {
-                tracing::error!(namespace = self.key.namespace, run = self.key.name, outcome = ?report.outcome, "an attempt was settled by somebody else while its command ran");
-                return;
-            }
-            let output = (report.stdout.clone(), report.stderr.clone());
-            let end = step::record(spec, status, hook, &report.outcome, output, clock::now());
-            let Err(error) = self.write(end).await else { return };
-            tracing::warn!(namespace = self.key.namespace, run = self.key.name, %error, "a result could not be written yet");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
-            match self.runs().get_opt(&self.key.name).await {
-                Ok(Some(fresh)) => self.run = Some(fresh),
-                Ok(None) => {
-                    tracing::error!(
-                        namespace = self.key.namespace,
-                        run = self.key.name,
-                        "a HookRun was deleted while its hook ran"
-                    );
-                    self.run = None;
-                }
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Writes a status against the resource version that was read, and tells what has ended.
-    async fn write(&mut self, status: HookRunStatus) -> Result<(), kube::Error> {
-        let Some(run) = &self.run else { return Ok(()) };
-        let before = run.status.clone().unwrap_or_default();
-        let mut new = run.clone();
-        new.status = Some(status);
-        let written = self
-            .runs()
-            .replace_status(&self.key.name, &PostParams::default(), &new)
-            .await?;
-        self.context.queue.run_seen(written.clone());
-        self.tell(&before, &written).await;
-        self.run = Some(written);
-        Ok(())
-    }
-
-    /// Events, a log line and counts for each hook that has just ended.
-    async fn tell(&self, before: &HookRunStatus, run: &HookRun) {
-        let Some(status) = &run.status else { return };
-        let pod = &run.spec.pod;
-        let about = events::pod_reference(&self.key.namespace, &pod.name, &pod.uid);
-        for (index, state) in status.post.iter().enumerate() {
-            let ended_now = before.post.get(index).is_none_or(|old| !old.state.is_final()) && state.state.is_final();
-            if !ended_now {
-                continue;
-            }
-            let (type_, reason, note) = events::for_hook(&run.spec, index, state);
-            tracing::info!(namespace = self.key.namespace, pod = pod.name, container = state.container, hook = state.name, state = ?state.state, reason = state.reason, "a post hook has ended");
-            counts::hook_ended(&self.context.metrics, state.state);
-            self.context
-                .events
-                .publish(&about, type_, &reason, &format!("PostHook{index}"), &note)
-                .await;
-        }
-        if status.phase.is_final() && !before.phase.is_final() {
-            counts::run_ended(&self.context.metrics, status.phase);
-        }
-    }
-
-    /// What was wrong with what the user wrote, on the pod.
-    async fn report_problems(&self, pod: &PodView) {
-        let problems = self.run.iter().flat_map(|run| &run.spec.plan.problems);
-        for (index, problem) in problems.enumerate() {
-            let reason = if problem.severity == Severity::Error {
-                "HookInvalid"
-            } else {
-                "HookQuestionable"
-            };
-            self.say(
-                pod,
-                EventType::Warning,
-                reason,
-                &format!("Problem{index}"),
-                &problem.to_string(),
-            )
-            .await;
-        }
-    }
-
-    /// What is out of the ordinary, on the pod and in the metrics.
-    async fn report_conditions(&self, pod: &PodView) {
-        let conditions = self
-            .run
-            .iter()
-            .flat_map(|run| &run.status)
-            .flat_map(|status| &status.conditions);
-        for condition in conditions {
-            counts::missed(&self.context.metrics, &condition.type_);
-            self.say(
-                pod,
-                EventType::Warning,
-                &condition.type_,
-                &condition.type_,
-                &condition.message,
-            )
-            .await;
-        }
-    }
-
     /// A plan that is none for this pod, or that the webhook could not make: is the pod from a restore that is known by now?
     async fn resolve(&self, pod: &PodView, plan: &str, why: &str) -> Result<Turn, kube::Error> {
         let reason = match self.context.missed.resolve(&pod.namespace, &pod.identity).await? {
@@ -452,11 +264,6 @@ impl<E: Exec> RunTask<'_, E> {
         let edit = PodEdit::default().put_back(moved).unqueue();
         self.edit_pod(pod, edit, pod.version.as_deref()).await?;
         Ok(Turn::Over)
-    }
-
-    async fn say(&self, pod: &PodView, type_: EventType, reason: &str, action: &str, note: &str) {
-        let about = events::pod_reference(&self.key.namespace, &pod.identity.name, &pod.identity.uid);
-        self.context.events.publish(&about, type_, reason, action, note).await;
     }
 
     /// Takes plan and label off a finished run's pod; the run mark stays.

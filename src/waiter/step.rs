@@ -1,17 +1,17 @@
 //! The waiter's state machine: what to do next for one run. Pure and total: no clock, no client, an answer for every input.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::{
+    end::{cancelling_failure, conclude, pod_end, runs_commands, settle},
     init,
     pod_view::{ContainerView, PodView},
 };
 use crate::{
-    api::hook_run::{Attempt, HookRunSpec, HookRunStatus, HookState, InitState, InitStatus, PostStatus, RunPhase},
+    api::hook_run::{Attempt, HookRunSpec, HookRunStatus, HookState, InitState, RunPhase},
     duration::GoDuration,
-    hooks::{OnError, PostHook},
-    plan::PlannedInit,
+    hooks::PostHook,
 };
 
 /// How long a whole run may take, from the pod's creation.
@@ -64,128 +64,6 @@ pub enum Outcome {
     TimedOut(GoDuration),
     /// The connection broke: nobody knows.
     Lost(String),
-}
-
-/// The status of a run that has just been created.
-pub fn first_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
-    let post = spec.plan.post.iter().map(|hook| {
-        let mut status = PostStatus {
-            name: hook.name.clone(),
-            container: hook.container.clone(),
-            ..PostStatus::default()
-        };
-        if hook.left_to_velero {
-            let text = "Velero saw this hook when it created the pod; it is Velero's to run";
-            settle(&mut status, HookState::LeftToVelero, "LeftToVelero", text);
-        } else if let Some(error) = &hook.error {
-            settle(&mut status, HookState::Skipped, "Invalid", error.clone());
-        }
-        status
-    });
-    let init = spec.plan.init.iter().map(|hook| InitStatus {
-        name: hook.name.clone(),
-        container: hook.container.clone(),
-        state: match hook {
-            PlannedInit { error: Some(_), .. } => InitState::Skipped,
-            PlannedInit { missed: true, .. } => InitState::InjectionMissed,
-            _ => InitState::Waiting,
-        },
-        message: match hook {
-            PlannedInit { error: Some(error), .. } => error.clone(),
-            PlannedInit { missed: true, .. } => {
-                "it is not in the pod: the webhook was not asked when the pod was created".to_owned()
-            }
-            _ => String::new(),
-        },
-        ..InitStatus::default()
-    });
-    HookRunStatus {
-        post: post.collect(),
-        init: init.collect(),
-        message: "waits for its containers".to_owned(),
-        conditions: conditions(spec, now),
-        ..HookRunStatus::default()
-    }
-}
-
-/// What is out of the ordinary about a run, by Kubernetes' conventions.
-fn conditions(spec: &HookRunSpec, now: Timestamp) -> Vec<Condition> {
-    let plan = &spec.plan;
-    let names = |names: Vec<&str>| names.join(", ");
-    let missed: Vec<&str> = plan
-        .init
-        .iter()
-        .filter(|init| init.missed)
-        .map(|init| init.container.as_str())
-        .collect();
-    let left: Vec<&str> = plan
-        .post
-        .iter()
-        .filter(|hook| hook.left_to_velero)
-        .map(|hook| hook.name.as_str())
-        .collect();
-    let texts = [
-        (
-            "AdmissionMissed",
-            plan.late_for.is_some() && !plan.status_restored,
-            "the webhook was not asked when the pod was created; its hooks were planned afterwards".to_owned(),
-        ),
-        (
-            "InjectionMissed",
-            !missed.is_empty(),
-            format!(
-                "init containers that should be in the pod and are not: {}",
-                names(missed)
-            ),
-        ),
-        (
-            "LeftToVelero",
-            !left.is_empty(),
-            format!("hooks that Velero saw and runs itself: {}", names(left)),
-        ),
-    ];
-    let held = texts.into_iter().filter(|(_, holds, _)| *holds);
-    held.map(|(type_, _, message)| Condition {
-        type_: type_.to_owned(),
-        status: "True".to_owned(),
-        reason: if plan.status_restored {
-            "StatusRestored"
-        } else {
-            "WebhookNotAsked"
-        }
-        .to_owned(),
-        message,
-        last_transition_time: Time(now),
-        observed_generation: None,
-    })
-    .collect()
-}
-
-/// The status of a run whose earlier record was deleted: what was not skipped may have run.
-pub fn lost_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
-    let mut status = first_status(spec, now);
-    for state in status.post.iter_mut().filter(|state| state.state == HookState::Waiting) {
-        settle(
-            state,
-            HookState::Unknown,
-            "RecordLost",
-            "the HookRun that recorded it was deleted; it may have run",
-        );
-    }
-    conclude(spec, &mut status, None, now);
-    status
-}
-
-/// The status of a run that will never be worked on.
-pub fn stale_status(spec: &HookRunSpec, message: &str, now: Timestamp) -> HookRunStatus {
-    let mut status = first_status(spec, now);
-    for state in status.post.iter_mut().filter(|state| !state.state.is_final()) {
-        settle(state, HookState::Skipped, "Stale", message);
-    }
-    status.phase = RunPhase::Stale;
-    message.clone_into(&mut status.message);
-    status.finished_at = Some(MicroTime(now));
-    status
 }
 
 /// What to do next for a run. To be asked only while this process runs none of its commands.
@@ -295,46 +173,6 @@ pub fn record(
     new
 }
 
-/// Why a failure in this run cancels what has not started in its restore, if so.
-pub fn cancelling_failure(spec: &HookRunSpec, status: &HookRunStatus) -> Option<String> {
-    let failed = spec.plan.post.iter().zip(&status.post).find(|(hook, state)| {
-        let bad = matches!(
-            state.state,
-            HookState::Failed | HookState::ExecTimedOut | HookState::WaitTimedOut | HookState::Unknown
-        );
-        hook.on_error == OnError::Fail && bad
-    });
-    failed.map(|(hook, state)| {
-        format!(
-            "hook {} (onError: Fail) in container {} of pod {} ended {:?}",
-            hook.name, hook.container, spec.pod.name, state.state
-        )
-    })
-}
-
-/// Sets an end state; the words say why.
-fn settle(state: &mut PostStatus, end: HookState, reason: &str, message: impl Into<String>) {
-    state.state = end;
-    reason.clone_into(&mut state.reason);
-    state.message = message.into();
-}
-
-/// Why nothing more can be started in the pod, if so.
-fn pod_end(pod: Option<&PodView>) -> Option<(&'static str, String)> {
-    match pod {
-        None => Some(("PodGone", "the pod was deleted before the hook could run".to_owned())),
-        Some(pod) if pod.terminating => Some((
-            "PodDeleted",
-            "the pod is being deleted; the hook had not been started".to_owned(),
-        )),
-        Some(pod) if pod.has_ended() => Some((
-            "PodEnded",
-            format!("the pod has ended ({}); the hook had not been started", pod.phase),
-        )),
-        Some(_) => None,
-    }
-}
-
 /// Which limit is over for a waiting hook, if any.
 fn expired(hook: &PostHook, spec: &HookRunSpec, now: Timestamp) -> Option<(GoDuration, &'static str)> {
     let waited = now.duration_since(spec.pod.created_at);
@@ -399,58 +237,6 @@ fn start(status: &mut HookRunStatus, hook: usize, process: &str, now: Timestamp)
     status.phase = RunPhase::Running;
     status.message = format!("runs hook {} in container {}", state.name, state.container);
     status.started_at.get_or_insert(MicroTime(now));
-}
-
-/// Sets the phase once nothing can change any more.
-fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView>, now: Timestamp) {
-    let hooks_are_final = status.post.iter().all(|state| state.state.is_final());
-    // Where no command is to be run, the run exists to watch the init containers.
-    let runs_commands = runs_commands(status);
-    let settled = pod_end(pod).is_some() || now.duration_since(spec.pod.created_at) >= RUN_LIMIT;
-    let init_is_final = runs_commands || settled || status.init.iter().all(init::is_over);
-    if !hooks_are_final || !init_is_final {
-        return;
-    }
-    // What Velero runs is Velero's to report.
-    let own = || {
-        spec.plan
-            .post
-            .iter()
-            .zip(&status.post)
-            .filter(|(_, state)| state.state != HookState::LeftToVelero)
-    };
-    let bad = |wanted: OnError| {
-        let hooks = own();
-        hooks
-            .filter(|(hook, state)| hook.on_error == wanted && state.state != HookState::Succeeded)
-            .count()
-    };
-    let (hard, soft) = (bad(OnError::Fail), bad(OnError::Continue));
-    let all = own().count();
-    let (phase, message) = match (hard, soft) {
-        (0, 0) if all == 0 => (RunPhase::Succeeded, "no post hooks".to_owned()),
-        (0, 0) => (RunPhase::Succeeded, format!("{all} of {all} post hooks succeeded")),
-        (0, soft) => (
-            RunPhase::PartiallyFailed,
-            format!("{soft} of {all} post hooks did not succeed (onError: Continue)"),
-        ),
-        (hard, soft) => (
-            RunPhase::Failed,
-            format!(
-                "{} of {all} post hooks did not succeed, {hard} of them with onError: Fail",
-                hard + soft
-            ),
-        ),
-    };
-    status.phase = phase;
-    status.message = message;
-    status.finished_at = Some(MicroTime(now));
-}
-
-/// Whether there are commands to run, or were.
-fn runs_commands(status: &HookRunStatus) -> bool {
-    let idle = |hook: &PostStatus| matches!(hook.state, HookState::LeftToVelero | HookState::Skipped);
-    !status.post.iter().all(idle)
 }
 
 /// Progress of init containers alone is written when one has failed, or when nothing else will be written.

@@ -3,8 +3,9 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     api::hook_run::PodIdentity,
-    hooks::HookSource,
-    plan::{self, Plan},
+    hooks::{HookSource, OnError},
+    plan::{self, Plan, PlannedInit},
+    waiter::begin::first_status,
 };
 
 const ME: &str = "me";

@@ -1,0 +1,102 @@
+//! How hooks and runs end: what an end means for others, and the phase of the whole. Pure.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+use super::{init, pod_view::PodView, step::RUN_LIMIT};
+use crate::{
+    api::hook_run::{HookRunSpec, HookRunStatus, HookState, PostStatus, RunPhase},
+    hooks::OnError,
+};
+
+/// Why a failure in this run cancels what has not started in its restore, if so.
+pub fn cancelling_failure(spec: &HookRunSpec, status: &HookRunStatus) -> Option<String> {
+    let failed = spec.plan.post.iter().zip(&status.post).find(|(hook, state)| {
+        let bad = matches!(
+            state.state,
+            HookState::Failed | HookState::ExecTimedOut | HookState::WaitTimedOut | HookState::Unknown
+        );
+        hook.on_error == OnError::Fail && bad
+    });
+    failed.map(|(hook, state)| {
+        format!(
+            "hook {} (onError: Fail) in container {} of pod {} ended {:?}",
+            hook.name, hook.container, spec.pod.name, state.state
+        )
+    })
+}
+
+/// Sets an end state; the words say why.
+pub(super) fn settle(state: &mut PostStatus, end: HookState, reason: &str, message: impl Into<String>) {
+    state.state = end;
+    reason.clone_into(&mut state.reason);
+    state.message = message.into();
+}
+
+/// Why nothing more can be started in the pod, if so.
+pub(super) fn pod_end(pod: Option<&PodView>) -> Option<(&'static str, String)> {
+    match pod {
+        None => Some(("PodGone", "the pod was deleted before the hook could run".to_owned())),
+        Some(pod) if pod.terminating => Some((
+            "PodDeleted",
+            "the pod is being deleted; the hook had not been started".to_owned(),
+        )),
+        Some(pod) if pod.has_ended() => Some((
+            "PodEnded",
+            format!("the pod has ended ({}); the hook had not been started", pod.phase),
+        )),
+        Some(_) => None,
+    }
+}
+
+/// Sets the phase once nothing can change any more.
+pub(super) fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView>, now: Timestamp) {
+    let hooks_are_final = status.post.iter().all(|state| state.state.is_final());
+    // Where no command is to be run, the run exists to watch the init containers.
+    let runs_commands = runs_commands(status);
+    let settled = pod_end(pod).is_some() || now.duration_since(spec.pod.created_at) >= RUN_LIMIT;
+    let init_is_final = runs_commands || settled || status.init.iter().all(init::is_over);
+    if !hooks_are_final || !init_is_final {
+        return;
+    }
+    // What Velero runs is Velero's to report.
+    let own = || {
+        spec.plan
+            .post
+            .iter()
+            .zip(&status.post)
+            .filter(|(_, state)| state.state != HookState::LeftToVelero)
+    };
+    let bad = |wanted: OnError| {
+        let hooks = own();
+        hooks
+            .filter(|(hook, state)| hook.on_error == wanted && state.state != HookState::Succeeded)
+            .count()
+    };
+    let (hard, soft) = (bad(OnError::Fail), bad(OnError::Continue));
+    let all = own().count();
+    let (phase, message) = match (hard, soft) {
+        (0, 0) if all == 0 => (RunPhase::Succeeded, "no post hooks".to_owned()),
+        (0, 0) => (RunPhase::Succeeded, format!("{all} of {all} post hooks succeeded")),
+        (0, soft) => (
+            RunPhase::PartiallyFailed,
+            format!("{soft} of {all} post hooks did not succeed (onError: Continue)"),
+        ),
+        (hard, soft) => (
+            RunPhase::Failed,
+            format!(
+                "{} of {all} post hooks did not succeed, {hard} of them with onError: Fail",
+                hard + soft
+            ),
+        ),
+    };
+    status.phase = phase;
+    status.message = message;
+    status.finished_at = Some(MicroTime(now));
+}
+
+/// Whether there are commands to run, or were.
+pub(super) fn runs_commands(status: &HookRunStatus) -> bool {
+    let idle = |hook: &PostStatus| matches!(hook.state, HookState::LeftToVelero | HookState::Skipped);
+    !status.post.iter().all(idle)
+}
