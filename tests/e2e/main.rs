@@ -34,4 +34,5 @@ mod restore_spec;
 mod running;
 mod status;
 mod untouched;
+mod velero_faults;
 mod volumes;

@@ -231,6 +231,19 @@ fn an_expired_wait_is_not_executed_even_if_the_container_comes_up_then() {
 }
 
 #[test]
+fn a_hook_without_a_limit_leaves_the_others_theirs() {
+    let limited = PostHook {
+        wait_timeout: GoDuration::from_secs(60),
+        ..hook("b")
+    };
+    let spec = spec(vec![hook("a"), limited]);
+    let first = first_status(&spec, at(0));
+    assert_eq!(step(&spec, &first, Some(&pod(&[])), 1), Step::Wait(Some(at(60))));
+    let ended = recorded(step(&spec, &first, Some(&pod(&[])), 61));
+    assert_eq!(states(&ended), [HookState::Waiting, HookState::WaitTimedOut]);
+}
+
+#[test]
 fn nothing_waits_longer_than_a_day() {
     let spec = spec(vec![hook("a")]);
     let end = recorded(step(&spec, &first_status(&spec, at(0)), Some(&pod(&[])), 86_400));

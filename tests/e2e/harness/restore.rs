@@ -2,7 +2,7 @@
 
 use kube::{
     Api, ResourceExt,
-    api::{DynamicObject, PostParams},
+    api::{DeleteParams, DynamicObject, PostParams},
 };
 use reveille::hooks::restored::is_terminal;
 use serde_json::{Value, json};
@@ -94,6 +94,16 @@ impl BegunRestore<'_> {
             name: name.to_owned(),
             uid: object.uid().unwrap(),
         }
+    }
+
+    /// Deletes the object, as `kubectl delete` does.
+    pub(crate) async fn delete(&self) {
+        let api = restores(self.scenario);
+        api.delete(&self.name, &DeleteParams::default()).await.unwrap();
+        eventually(&format!("restore {} is gone", self.name), async || {
+            api.get_opt(&self.name).await.unwrap().is_none().then_some(())
+        })
+        .await;
     }
 
     /// As it is now.
