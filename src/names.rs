@@ -49,6 +49,9 @@ pub const MODE_ANNOTATION: &str = "reveille.dev/mode";
 /// Label on a namespace: with value `disabled` nothing is changed at admission there.
 pub const INJECTION_LABEL: &str = "reveille.dev/injection";
 
+/// Annotation on a pod: the folder for result files of its post hooks that name none themselves.
+pub const RESULT_FILE_ANNOTATION: &str = "reveille.dev/result-file";
+
 /// The hook name of an annotation's post hook, as in Velero's logs.
 pub const FROM_ANNOTATION: &str = "<from-annotation>";
 

@@ -161,6 +161,9 @@ pub struct PostStatus {
     /// The same in a sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// When it may be started again, while it waits for that after a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<MicroTime>,
     /// Each time it was started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
@@ -174,6 +177,12 @@ pub struct Attempt {
     pub number: u32,
     /// The process that started it.
     pub claimed_by: String,
+    /// The process that looks for its result file, if that is another one: the first was gone before the end was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collected_by: Option<String>,
+    /// The container it runs in, where its result file would go with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
     /// Written before the command starts.
     pub started_at: MicroTime,
     /// When its end was seen.
@@ -182,6 +191,12 @@ pub struct Attempt {
     /// The exit code that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// A word for machines when it did not succeed, for example `NonZeroExitCode`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The same in a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
     /// The end of its standard output, escaped.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub stdout: String,

@@ -18,7 +18,7 @@ use crate::{
     admission::{Mode, PodContext, PodDecision, decide_pod, patch},
     duration::GoDuration,
     hooks::{
-        HookSource, OnError, PostHook, Problem,
+        HookSource, OnError, PostHook, Problem, Retry,
         restore_spec::Rules,
         restored::{KnownRestores, RestoreInfo, Restored, restored, wait_uids},
     },
@@ -101,6 +101,10 @@ pub(super) struct PreviewHook {
     pub(super) exec_timeout: GoDuration,
     pub(super) wait_timeout: GoDuration,
     pub(super) wait_for_ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) retry: Option<Retry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) result_file: Option<String>,
 }
 
 impl From<PostHook> for PreviewHook {
@@ -114,6 +118,8 @@ impl From<PostHook> for PreviewHook {
             exec_timeout,
             wait_timeout,
             wait_for_ready,
+            retry,
+            result_file,
             error: _,
             left_to_velero: _,
             path: _,
@@ -127,6 +133,8 @@ impl From<PostHook> for PreviewHook {
             exec_timeout,
             wait_timeout,
             wait_for_ready,
+            retry: (retry.limit() > 0).then_some(retry),
+            result_file,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::preview::Preview;
 use crate::hooks::{
-    HookSource, OnError, Severity,
+    HookSource, OnError, OnUnknown, Severity,
     select::{container_name, pod_containers},
 };
 
@@ -116,5 +116,25 @@ fn post(text: &mut String, preview: &Preview) {
                 hook.exec_timeout
             ),
         );
+        if let Some(retry) = &hook.retry {
+            let unknown = match retry.on_unknown {
+                OnUnknown::Fail => "not after an end that nobody knows",
+                OnUnknown::Retry => "also after an end that nobody knows",
+            };
+            line(
+                text,
+                format_args!(
+                    "     if it fails it is run again up to {} times, first after {}; {unknown}.",
+                    retry.limit(),
+                    retry.backoff
+                ),
+            );
+        }
+        if let Some(folder) = &hook.result_file {
+            line(
+                text,
+                format_args!("     exit code and output are kept in {folder} until they are recorded."),
+            );
+        }
     }
 }

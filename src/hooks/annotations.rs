@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
 
 use super::{
-    hook::{DEFAULT_EXEC_TIMEOUT, HookSource, InitHook, OnError, PostHook, Problem},
+    hook::{DEFAULT_EXEC_TIMEOUT, DEFAULT_RETRY_BACKOFF, HookSource, InitHook, OnError, PostHook, Problem, Retry},
     values,
 };
 use crate::{
@@ -19,14 +19,19 @@ use crate::{
 /// A pod's annotations.
 pub type Annotations = BTreeMap<String, String>;
 
-const POST_KEYS: [&str; 6] = [
+const POST_KEYS: [&str; 9] = [
     "command",
     "container",
     "on-error",
     "exec-timeout",
     "wait-timeout",
     "wait-for-ready",
+    "retries",
+    "retry-backoff",
+    "on-unknown",
 ];
+/// Those of them that Velero does not have: they are read with Reveille's domain only.
+const OWN_POST_KEYS: [&str; 3] = ["retries", "retry-backoff", "on-unknown"];
 const INIT_KEYS: [&str; 5] = [
     "container-image",
     "container-name",
@@ -102,7 +107,12 @@ impl<'a> Reader<'a> {
         };
         let own = get(REVEILLE_DOMAIN);
         let left_to_velero = self.velero_owned && !(prefix == INIT_PREFIX && INIT_KEYS_VELERO_IGNORES.contains(&key));
-        let velero = if left_to_velero { None } else { get(VELERO_DOMAIN) };
+        let only_own = prefix == POST_PREFIX && OWN_POST_KEYS.contains(&key);
+        let velero = if left_to_velero || only_own {
+            None
+        } else {
+            get(VELERO_DOMAIN)
+        };
         if let (Some((own_key, own_value)), Some((velero_key, velero_value))) = (&own, &velero)
             && own_value != velero_value
         {
@@ -163,6 +173,7 @@ impl<'a> Reader<'a> {
         let wait_timeout = Self::value(found, &mut errors, values::limit).unwrap_or_default();
         let found = self.find(POST_PREFIX, "wait-for-ready");
         let wait_for_ready = Self::value(found, &mut errors, values::boolean).unwrap_or_default();
+        let retry = self.retry(&mut errors);
         let error = join(&errors);
         self.problems.extend(errors);
         Some(PostHook {
@@ -174,10 +185,23 @@ impl<'a> Reader<'a> {
             exec_timeout: exec_timeout.unwrap_or(DEFAULT_EXEC_TIMEOUT),
             wait_timeout,
             wait_for_ready,
+            retry,
+            result_file: None,
             error,
             left_to_velero: false,
             path,
         })
+    }
+
+    fn retry(&mut self, errors: &mut Vec<Problem>) -> Retry {
+        let limit = Self::value(self.find(POST_PREFIX, "retries"), errors, values::retries);
+        let backoff = Self::value(self.find(POST_PREFIX, "retry-backoff"), errors, values::limit);
+        let on_unknown = Self::value(self.find(POST_PREFIX, "on-unknown"), errors, values::on_unknown);
+        Retry {
+            limit,
+            backoff: backoff.unwrap_or(DEFAULT_RETRY_BACKOFF),
+            on_unknown: on_unknown.unwrap_or_default(),
+        }
     }
 
     /// Settings without a command make no hook; whoever wrote them should know.
@@ -291,8 +315,11 @@ impl<'a> Reader<'a> {
             let Some((domain, key)) = full.get(prefix.len()..).and_then(|rest| rest.split_once('/')) else {
                 continue;
             };
-            if (domain == VELERO_DOMAIN || domain == REVEILLE_DOMAIN) && !known.contains(&key) {
+            let is_only_own = prefix == POST_PREFIX && OWN_POST_KEYS.contains(&key);
+            let is_known = known.contains(&key) && !(is_only_own && domain == VELERO_DOMAIN);
+            if (domain == VELERO_DOMAIN || domain == REVEILLE_DOMAIN) && !is_known {
                 let advice = match (prefix, key) {
+                    _ if is_only_own => format!("the key is {prefix}{REVEILLE_DOMAIN}/{key}"),
                     (POST_PREFIX, "timeout") => format!("the key is {prefix}{domain}/exec-timeout"),
                     (POST_PREFIX, "readyTimeout" | "ready-timeout") => {
                         format!("the key is {prefix}{domain}/wait-timeout")

@@ -8,6 +8,12 @@ use crate::duration::GoDuration;
 
 /// How long a command may run when the hook does not say (Velero's default).
 pub const DEFAULT_EXEC_TIMEOUT: GoDuration = GoDuration::from_secs(30);
+/// The pause before the second attempt when the hook does not say.
+pub const DEFAULT_RETRY_BACKOFF: GoDuration = GoDuration::from_secs(10);
+/// The most retries that a hook may ask for.
+pub const MAX_RETRIES: u32 = 20;
+/// How often a command is run again after an unknown end when the hook says that it may be, and not how often.
+const DEFAULT_RETRIES_ON_UNKNOWN: u32 = 3;
 
 /// What a failed hook means for the restore.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +33,60 @@ pub enum HookSource {
     Annotation,
     /// In the Restore.
     Spec,
+}
+
+/// What becomes of a hook of which nobody knows how it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnUnknown {
+    /// It stays Unknown, which counts as a failure. Its command is not run again.
+    #[default]
+    Fail,
+    /// Its command is run again, although it may have run to its end: its author says that this is harmless.
+    Retry,
+}
+
+/// Whether and when a command that did not succeed is run again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// How often, after the first time; none is never, but for [`OnUnknown::Retry`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// The pause before the second attempt; it doubles with each further one.
+    #[serde(default = "default_backoff")]
+    pub backoff: GoDuration,
+    /// Whether an unknown end is a reason, too.
+    #[serde(default)]
+    pub on_unknown: OnUnknown,
+}
+
+fn default_backoff() -> GoDuration {
+    DEFAULT_RETRY_BACKOFF
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            limit: None,
+            backoff: DEFAULT_RETRY_BACKOFF,
+            on_unknown: OnUnknown::default(),
+        }
+    }
+}
+
+impl Retry {
+    /// How many further attempts there may be.
+    pub fn limit(&self) -> u32 {
+        let unset = match self.on_unknown {
+            OnUnknown::Fail => 0,
+            OnUnknown::Retry => DEFAULT_RETRIES_ON_UNKNOWN,
+        };
+        self.limit.unwrap_or(unset)
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One command to run in a container of a restored pod.
@@ -53,6 +113,13 @@ pub struct PostHook {
     /// Wait for the container to be ready, not only running.
     #[serde(default)]
     pub wait_for_ready: bool,
+    /// Whether and when it is run again.
+    #[serde(default, skip_serializing_if = "Retry::is_default")]
+    pub retry: Retry,
+    /// A folder in the container in which the command's exit code and output are kept until they are recorded. The command then
+    /// runs under a small shell script, and its end is known whatever happens to the waiter or to the connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_file: Option<String>,
     /// Why this hook can't be run, if so: it is then recorded as Skipped with this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -9,4 +9,4 @@ pub mod restored;
 pub mod select;
 mod values;
 
-pub use hook::{HookSource, InitHook, OnError, PostHook, Problem, Severity};
+pub use hook::{HookSource, InitHook, OnError, OnUnknown, PostHook, Problem, Retry, Severity};

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     annotations::{container_error, join},
     glob::Glob,
-    hook::{DEFAULT_EXEC_TIMEOUT, HookSource, InitHook, OnError, PostHook, Problem},
+    hook::{DEFAULT_EXEC_TIMEOUT, DEFAULT_RETRY_BACKOFF, HookSource, InitHook, OnError, PostHook, Problem, Retry},
     matching::{self, IncludeExclude},
     values,
 };
@@ -280,6 +280,10 @@ impl Parser<'_> {
             "execTimeout",
             "waitTimeout",
             "waitForReady",
+            "retries",
+            "retryBackoff",
+            "onUnknown",
+            "resultFile",
         ] {
             if hook.get(key).is_some() {
                 self.problems.push(Problem::warning(
@@ -300,6 +304,8 @@ impl Parser<'_> {
             Self::text(exec, path, &["waitForReady"], &mut errors, values::boolean).unwrap_or_default();
         let container =
             Self::text(exec, path, &["container"], &mut errors, |text| Ok(text.to_owned())).unwrap_or_default();
+        let retry = Self::retry(exec, path, &mut errors);
+        let result_file = Self::text(exec, path, &["resultFile"], &mut errors, values::folder);
         let command = match exec.get("command") {
             Some(Value::Array(list)) if !list.is_empty() => list
                 .iter()
@@ -331,9 +337,28 @@ impl Parser<'_> {
                 .unwrap_or(DEFAULT_EXEC_TIMEOUT),
             wait_timeout: wait_timeout.unwrap_or_default(),
             wait_for_ready,
+            retry,
+            result_file,
             error,
             left_to_velero: false,
             path: format!("{path}.container"),
+        }
+    }
+
+    fn retry(exec: &Value, path: &str, errors: &mut Vec<Problem>) -> Retry {
+        // A number is what anybody would write here.
+        let limit = match exec.get("retries") {
+            Some(Value::Number(number)) => values::retries(&number.to_string())
+                .map_err(|message| errors.push(Problem::error(format!("{path}.retries"), message)))
+                .ok(),
+            _ => Self::text(exec, path, &["retries"], errors, values::retries),
+        };
+        let backoff = Self::text(exec, path, &["retryBackoff"], errors, values::limit);
+        let on_unknown = Self::text(exec, path, &["onUnknown"], errors, values::on_unknown);
+        Retry {
+            limit,
+            backoff: backoff.unwrap_or(DEFAULT_RETRY_BACKOFF),
+            on_unknown: on_unknown.unwrap_or_default(),
         }
     }
 
@@ -410,6 +435,36 @@ mod tests {
             (post.exec_timeout.to_string(), post.wait_timeout.to_string()),
             ("10s".to_owned(), "1m0s".to_owned())
         );
+    }
+
+    #[test]
+    fn retries_and_result_files() {
+        let exec = |fields: Value| {
+            let mut exec = json!({"command": ["x"]});
+            let own = fields.as_object().unwrap().clone();
+            exec.as_object_mut().unwrap().extend(own);
+            rules(json!([{"postHooks": [{"exec": exec}]}]))
+        };
+        let good = exec(json!({"retries": 3, "retryBackoff": "5s", "onUnknown": "Retry", "resultFile": "/tmp"}));
+        assert_eq!(good.problems, []);
+        let hook = &good.rules[0].post[0];
+        assert_eq!(
+            (hook.retry.limit(), hook.retry.backoff.to_string()),
+            (3, "5s".to_owned())
+        );
+        assert_eq!(hook.result_file.as_deref(), Some("/tmp"));
+        for (key, value) in [
+            ("retries", json!(21)),
+            ("retries", json!("x")),
+            ("retryBackoff", json!("5")),
+            ("onUnknown", json!("again")),
+            ("resultFile", json!("tmp")),
+        ] {
+            let bad = exec(json!({key: value}));
+            assert_eq!(bad.problems.len(), 1, "{key}");
+            assert!(bad.problems[0].source.ends_with(key), "{}", bad.problems[0].source);
+            assert!(bad.rules[0].post[0].error.is_some(), "{key}");
+        }
     }
 
     /// The example of the design document, as it stands there.

@@ -9,7 +9,9 @@ use super::{
     hook::{InitHook, PostHook, Problem},
     matching,
     restore_spec::{Rule, Rules},
+    values,
 };
+use crate::names::RESULT_FILE_ANNOTATION;
 
 /// The hooks of one pod, and how they came about.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,9 +83,35 @@ pub fn select(pod: &Value, namespace: &str, annotations: &Annotations, rules: &R
         let silenced = std::mem::replace(&mut init, hooks);
         selected.silenced_init = silenced.into_iter().filter(could_be_veleros).collect();
     }
+    keep_results(&mut post, annotations, &mut selected.problems);
     selected.post = in_pod_order(post, pod, &init, &mut selected.problems);
     selected.init = init;
     selected
+}
+
+/// The pod says where its post hooks keep their results, unless they say so themselves.
+fn keep_results(post: &mut [PostHook], annotations: &Annotations, problems: &mut Vec<Problem>) {
+    let Some(text) = annotations.get(RESULT_FILE_ANNOTATION).filter(|text| !text.is_empty()) else {
+        return;
+    };
+    let folder = values::folder(text);
+    let mut is_wrong = false;
+    for hook in post.iter_mut().filter(|hook| hook.result_file.is_none()) {
+        match &folder {
+            Ok(folder) => hook.result_file = Some(folder.clone()),
+            Err(message) => {
+                is_wrong = true;
+                let message = format!("{RESULT_FILE_ANNOTATION}: {message}");
+                hook.error = Some(match hook.error.take() {
+                    Some(other) => format!("{other}; {message}"),
+                    None => message,
+                });
+            }
+        }
+    }
+    if let (true, Err(message)) = (is_wrong, folder) {
+        problems.push(Problem::error(RESULT_FILE_ANNOTATION, message));
+    }
 }
 
 /// Velero injects no container that is incomplete for it: one in the pod that looks like it is the pod's own.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::hook::OnError;
+use super::hook::{MAX_RETRIES, OnError, OnUnknown};
 use crate::duration::GoDuration;
 
 /// The longest part of a bad value that a message repeats.
@@ -39,6 +39,30 @@ pub(super) fn on_error(text: &str) -> Result<OnError, String> {
         "Continue" => Ok(OnError::Continue),
         "Fail" => Ok(OnError::Fail),
         _ => Err(format!("{} is neither Fail nor Continue", quote(text))),
+    }
+}
+
+/// What to do about an unknown end; case-sensitive likewise.
+pub(super) fn on_unknown(text: &str) -> Result<OnUnknown, String> {
+    match text {
+        "Fail" => Ok(OnUnknown::Fail),
+        "Retry" => Ok(OnUnknown::Retry),
+        _ => Err(format!("{} is neither Fail nor Retry", quote(text))),
+    }
+}
+
+/// How often to try again.
+pub(super) fn retries(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| *number <= MAX_RETRIES);
+    number.ok_or_else(|| format!("{} is not a whole number from 0 to {MAX_RETRIES}", quote(text)))
+}
+
+/// A folder in a container.
+pub(super) fn folder(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} is not an absolute path", quote(text)))
     }
 }
 
@@ -104,6 +128,17 @@ mod tests {
         assert_eq!(limit("0"), Ok(GoDuration::ZERO));
         assert!(limit("-5s").unwrap_err().contains("negative"));
         assert!(limit("300").unwrap_err().contains("\"300\""));
+    }
+
+    #[test]
+    fn retries_are_bounded_and_folders_absolute() {
+        assert_eq!((retries("0"), retries("20")), (Ok(0), Ok(20)));
+        for bad in ["21", "-1", "1.5", "many", ""] {
+            assert!(retries(bad).is_err(), "{bad}");
+        }
+        assert_eq!(folder("/tmp/x y"), Ok("/tmp/x y".to_owned()));
+        assert!(folder("tmp").is_err() && folder("/a\nb").is_err());
+        assert!(on_unknown("retry").unwrap_err().contains("\"retry\""));
     }
 
     #[test]

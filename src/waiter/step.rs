@@ -227,9 +227,13 @@ fn start(status: &mut HookRunStatus, hook: usize, process: &str, now: Timestamp)
     state.attempts.push(Attempt {
         number,
         claimed_by: process.to_owned(),
+        collected_by: None,
+        container_id: None,
         started_at: MicroTime(now),
         finished_at: None,
         exit_code: None,
+        reason: String::new(),
+        message: String::new(),
         stdout: String::new(),
         stderr: String::new(),
     });

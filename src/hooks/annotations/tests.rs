@@ -1,4 +1,5 @@
 use super::*;
+use crate::hooks::OnUnknown;
 
 fn annotations(pairs: &[(&str, &str)]) -> Annotations {
     pairs
@@ -33,6 +34,36 @@ fn a_full_post_hook() {
 }
 
 #[test]
+fn retries_are_asked_for_with_the_own_domain_only() {
+    let own = |key: &str| format!("post.hook.restore.reveille.dev/{key}");
+    let hook = post(&[
+        ("post.hook.restore.velero.io/command", "true"),
+        (&own("retries"), "2"),
+        (&own("retry-backoff"), "1s"),
+        (&own("on-unknown"), "Retry"),
+    ]);
+    assert_eq!(
+        (hook.retry.limit(), hook.retry.backoff.to_string()),
+        (2, "1s".to_owned())
+    );
+    assert_eq!((hook.retry.on_unknown, hook.error), (OnUnknown::Retry, None));
+    // Without a number an unknown end is still not retried for ever; a failure never is.
+    let command = ("post.hook.restore.velero.io/command", "true");
+    assert_eq!(post(&[command, (&own("on-unknown"), "Retry")]).retry.limit(), 3);
+    assert_eq!(post(&[command]).retry.limit(), 0);
+    let read = read(
+        &annotations(&[command, ("post.hook.restore.velero.io/retries", "2")]),
+        false,
+    );
+    assert_eq!(read.post.expect("a hook").retry.limit(), 0);
+    assert!(
+        read.problems[0].message.contains("reveille.dev/retries"),
+        "{:?}",
+        read.problems
+    );
+}
+
+#[test]
 fn defaults() {
     let hook = post(&[
         ("post.hook.restore.velero.io/command", "true"),
@@ -51,8 +82,13 @@ fn bad_values_are_errors_that_name_key_and_value() {
         ("wait-timeout", "5 minutes"),
         ("on-error", "fail"),
         ("wait-for-ready", "yes"),
+        ("retries", "often"),
+        ("retry-backoff", "5"),
+        ("on-unknown", "again"),
     ] {
-        let key = format!("post.hook.restore.velero.io/{key}");
+        let own = OWN_POST_KEYS.contains(&key);
+        let domain = if own { "reveille.dev" } else { "velero.io" };
+        let key = format!("post.hook.restore.{domain}/{key}");
         let read = read(
             &annotations(&[("post.hook.restore.velero.io/command", "true"), (&key, value)]),
             false,

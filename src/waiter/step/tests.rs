@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     api::hook_run::PodIdentity,
-    hooks::{HookSource, OnError},
+    hooks::{HookSource, OnError, Retry},
     plan::{self, Plan, PlannedInit},
     waiter::begin::first_status,
 };
@@ -24,6 +24,8 @@ fn hook(container: &str) -> PostHook {
         exec_timeout: GoDuration::from_secs(30),
         wait_timeout: GoDuration::ZERO,
         wait_for_ready: false,
+        retry: Retry::default(),
+        result_file: None,
         error: None,
         left_to_velero: false,
         path: String::new(),
