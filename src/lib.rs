@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod api;
+pub mod blueprint;
 pub mod cli;
 pub mod digest;
 pub mod duration;
