@@ -38,6 +38,8 @@ pub struct PodContext<'a> {
     pub restored: Restored<'a>,
     /// The configured mode; a Restore's annotation overrides it.
     pub mode: Mode,
+    /// An admission policy keeps everybody else from changing a plan once its pod exists.
+    pub marks_protected: bool,
     /// The time of admission.
     pub now: Timestamp,
 }
@@ -106,7 +108,9 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     let velero_owned = restore.is_some_and(|restore| !restore.marked);
     let selected = select::select(pod, context.namespace, &effective, rules, velero_owned);
     let placement = containers::place(pod, &selected.init, &selected.silenced_init, &earlier.init_names());
-    if restore.is_some_and(|restore| restore.restores_status_of(&effective)) && !selected.post.is_empty() {
+    let plan_would_be_undone =
+        !context.marks_protected && restore.is_some_and(|restore| restore.restores_status_of(&effective));
+    if plan_would_be_undone && !selected.post.is_empty() {
         return status_restored(&reason, pod, (&on_pod, &effective), selected, placement);
     }
     let takes_over = restore.is_some_and(|restore| restore.marked)
@@ -162,8 +166,8 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     decision
 }
 
-/// Velero writes the status of such a pod right after its creation, with the metadata from before admission: a plan written
-/// now would be undone. Only the init containers, which stand in the spec, stay; the waiter plans what is left afterwards.
+/// Velero writes the status of such a pod right after its creation, with the metadata from before admission: without a policy
+/// that refuses this a plan written now would be undone. Only the init containers, which stand in the spec, stay; the waiter plans what is left afterwards.
 fn status_restored(
     reason: &str,
     pod: &Value,

@@ -48,6 +48,9 @@ pub struct PreviewArgs {
     /// The mode that holds where the Restore does not say.
     #[arg(long, value_enum, default_value_t = PreviewMode::Takeover)]
     mode: PreviewMode,
+    /// Reveille was installed with `policies.podMarks: Deny`: it matters where a pod's status is restored.
+    #[arg(long)]
+    marks_protected: bool,
     /// The time of admission (RFC 3339).
     #[arg(long, default_value = "1970-01-01T00:00:00Z")]
     at: Timestamp,
@@ -139,15 +142,27 @@ impl From<PostHook> for PreviewHook {
     }
 }
 
+/// The Reveille that a preview stands for.
+#[derive(Clone, Copy)]
+struct Installation {
+    mode: Mode,
+    marks_protected: bool,
+    now: Timestamp,
+}
+
 /// Runs the command.
 pub async fn run(args: PreviewArgs) -> anyhow::Result<ExitCode> {
-    let mode = match args.mode {
-        PreviewMode::Takeover => Mode::Takeover,
-        PreviewMode::Alongside => Mode::Alongside,
+    let installation = Installation {
+        mode: match args.mode {
+            PreviewMode::Takeover => Mode::Takeover,
+            PreviewMode::Alongside => Mode::Alongside,
+        },
+        marks_protected: args.marks_protected,
+        now: args.at,
     };
     let preview = match in_cluster(&args.pod)? {
-        Some((namespace, name)) => from_cluster(namespace, name, args.restore.as_deref(), mode, args.at).await?,
-        None => from_files(&args.pod, args.restore.as_deref(), mode, args.at)?,
+        Some((namespace, name)) => from_cluster(namespace, name, args.restore.as_deref(), installation).await?,
+        None => from_files(&args.pod, args.restore.as_deref(), installation)?,
     };
     let text = match args.output {
         PreviewOutput::Text => preview_text::render(&preview),
@@ -178,15 +193,17 @@ fn has_file_ending(name: &str) -> bool {
     })
 }
 
-fn from_files(pod: &str, restore: Option<&str>, mode: Mode, now: Timestamp) -> anyhow::Result<Preview> {
+fn from_files(pod: &str, restore: Option<&str>, installation: Installation) -> anyhow::Result<Preview> {
     let pod = read_file(pod, "Pod", "--pod")?;
     let restore = match restore {
         Some(path) => Some(read_file(path, "Restore", "--restore")?),
         None => restore_of_label(&pod),
     };
-    let info = restore.map(|restore| offline_info(restore, &pod, mode)).transpose()?;
+    let info = restore
+        .map(|restore| offline_info(restore, &pod, installation.mode))
+        .transpose()?;
     let known: Vec<&RestoreInfo> = info.iter().collect();
-    Ok(preview(&pod, &known, mode, now))
+    Ok(preview(&pod, &known, installation))
 }
 
 /// Without a Restore a pod with a restore label counts as restored, by a Restore without hooks of its own.
@@ -231,8 +248,7 @@ async fn from_cluster(
     namespace: &str,
     name: &str,
     restore: Option<&str>,
-    mode: Mode,
-    now: Timestamp,
+    installation: Installation,
 ) -> anyhow::Result<Preview> {
     let client = clients().await?.api;
     let pods: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Pod>(&()));
@@ -242,7 +258,7 @@ async fn from_cluster(
     };
     let infos = restores_named(client, restore).await?;
     let known: Vec<&RestoreInfo> = infos.iter().collect();
-    Ok(preview(&serde_json::to_value(pod)?, &known, mode, now))
+    Ok(preview(&serde_json::to_value(pod)?, &known, installation))
 }
 
 /// The Restores of this name, or all of them.
@@ -286,7 +302,7 @@ fn read_file(path: &str, kind: &str, option: &str) -> anyhow::Result<Value> {
     }
 }
 
-fn preview(pod: &Value, known: &[&RestoreInfo], mode: Mode, now: Timestamp) -> Preview {
+fn preview(pod: &Value, known: &[&RestoreInfo], installation: Installation) -> Preview {
     let namespace = pod
         .get("metadata")
         .and_then(|metadata| metadata.get("namespace"))
@@ -302,8 +318,9 @@ fn preview(pod: &Value, known: &[&RestoreInfo], mode: Mode, now: Timestamp) -> P
         &PodContext {
             namespace,
             restored,
-            mode,
-            now,
+            mode: installation.mode,
+            marks_protected: installation.marks_protected,
+            now: installation.now,
         },
     );
     let PodDecision {

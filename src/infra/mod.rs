@@ -4,6 +4,7 @@ pub mod ca_store;
 pub mod clock;
 pub mod health;
 pub mod kube;
+pub mod lent_token;
 pub mod metrics;
 pub mod pki;
 pub mod pod_edit;

@@ -23,7 +23,7 @@ use clap::Args;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::task::TaskTracker;
 
-use crate::infra::{ca_store, clock, health, kube::clients, metrics::Metrics, shutdown::Shutdown};
+use crate::infra::{ca_store, clock, health, kube::clients, lent_token, metrics::Metrics, shutdown::Shutdown};
 use queue::Queue;
 use run_task::Context;
 
@@ -45,6 +45,12 @@ pub struct WaiterArgs {
     /// The webhook configuration that gets the certificate authority. Without it none is published.
     #[arg(long)]
     webhook_configuration: Option<String>,
+    /// The webhook's account: the waiter lends it a token in --webhook-token-folder.
+    #[arg(long, requires = "webhook_token_folder")]
+    webhook_account: Option<String>,
+    /// The folder in which the webhook's container finds its token.
+    #[arg(long, value_name = "FOLDER", requires = "webhook_account")]
+    webhook_token_folder: Option<std::path::PathBuf>,
     /// Who runs the hooks of a Restore that does not say: takeover, alongside or off.
     #[arg(long, default_value = "takeover")]
     mode: crate::admission::Mode,
@@ -97,6 +103,12 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
             shutdown.ended(),
         ),
     );
+    if let (Some(account), Some(folder)) = (&args.webhook_account, &args.webhook_token_folder) {
+        // Each replica for its own webhook, whoever leads.
+        let (client, namespace) = (clients.api.clone(), namespace.clone());
+        let lender = lent_token::run_lender(client, namespace, account.clone(), folder.clone(), shutdown.ended());
+        shutdown.spawn_background("webhook-token", lender);
+    }
     if let Some(configuration) = webhook_configuration {
         let publisher = ca_store::run_ca_publisher(
             clients.api.clone(),

@@ -62,6 +62,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Labels by which other restore tools mark their pods.
     pub marker_labels: Vec<String>,
+    /// An admission policy keeps everybody else from changing a plan once its pod exists.
+    pub marks_protected: bool,
 }
 
 /// What all calls share.
@@ -204,6 +206,7 @@ impl Webhook {
                 namespace: &request.namespace,
                 restored,
                 mode: self.settings.mode,
+                marks_protected: self.settings.marks_protected,
                 now,
             };
             (unresolved, by, decide_pod(pod, &context))

@@ -8,7 +8,13 @@ pub mod restores;
 pub mod serve;
 pub mod tls;
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 use tokio::net::TcpListener;
@@ -20,6 +26,7 @@ use crate::{
     infra::{
         health::{self, Readiness},
         kube::{KubeError, clients},
+        lent_token::{ACCOUNT_FOLDER, await_token},
         metrics::Metrics,
         pki::service_names,
         shutdown::{Shutdown, ShutdownError},
@@ -58,12 +65,19 @@ pub struct WebhookArgs {
     /// Its private key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// Begin only when the token of the service account is there: in the chart's pod the waiter brings it.
+    #[arg(long)]
+    pub wait_for_token: bool,
     /// Who runs the hooks of Restores that do not say so themselves: takeover, alongside or off.
     #[arg(long, default_value_t = Mode::Takeover)]
     pub mode: Mode,
     /// Label by which another restore tool marks the pods that it restores. May be given several times.
     #[arg(long = "marker-label", value_name = "KEY")]
     pub marker_labels: Vec<String>,
+    /// An admission policy keeps everybody else from changing a plan once its pod exists. Pods whose status Velero restores are
+    /// then planned at admission, like all others.
+    #[arg(long)]
+    pub marks_protected: bool,
     /// How long to go on serving after SIGTERM, until nobody sends calls here any more.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = delay)]
     pub shutdown_delay: Duration,
@@ -110,10 +124,16 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let metrics = Arc::new(Metrics::webhook());
     let health_listener = bind(args.health_listen).await?;
     let listener = bind(args.listen).await?;
-    let client = clients().await?.api;
-
     let pages = health::router(readiness, Arc::clone(&metrics));
     shutdown.spawn_background("health", health::serve(health_listener, pages, shutdown.ended()));
+    if args.wait_for_token {
+        let stopping = shutdown.stopping();
+        tokio::select! {
+            () = await_token(Path::new(ACCOUNT_FOLDER)) => {}
+            () = stopping.cancelled() => return Ok(shutdown.finish(PATIENCE).await?),
+        }
+    }
+    let client = clients().await?.api;
 
     let cache = Arc::new(RestoreCache::new(VeleroApi::new(client.clone())));
     let watch = restores::run_watch(
@@ -150,6 +170,7 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let settings = Settings {
         mode: args.mode,
         marker_labels: args.marker_labels,
+        marks_protected: args.marks_protected,
     };
     info!(mode = %settings.mode, marker_labels = ?settings.marker_labels, "webhook starts");
     let server = Server {

@@ -137,6 +137,7 @@ fn decide(pod: &Value, restore: &Value) -> PodDecision {
         namespace,
         restored: restored(pod, namespace, None, known, &[]),
         mode: Mode::Takeover,
+        marks_protected: false,
         now: Timestamp::UNIX_EPOCH,
     };
     decide_pod(pod, &context)

@@ -30,6 +30,7 @@ mod breaks;
 mod cluster_rules;
 mod outages;
 mod ownership;
+mod policies;
 mod restore_spec;
 mod running;
 mod status;

@@ -133,17 +133,20 @@ async fn hooks_too_large_to_move_stay_with_velero_and_run_once() {
     assert_eq!((t.ran("spec"), t.velero_ran().len()), (1, 1));
 }
 
-#[tokio::test]
-async fn a_restore_of_pods_with_their_status_runs_each_hook_once() {
-    let t = Scenario::new("pod-status").await;
-    let backup = t.back_up_and_lose(&pods(&t)).await;
-    // Velero then updates the status of what it has just created, with the metadata from before admission.
-    let restore = t
-        .restore(&backup)
+/// Velero then updates the status of what it has just created, with the metadata from before admission.
+fn with_pod_status<'a>(t: &'a Scenario, backup: &str) -> RestoreSpec<'a> {
+    t.restore(backup)
         .edit(|restore| restore["spec"]["restoreStatus"] = json!({"includedResources": ["pods"]}))
         .hooks(spec_hook())
-        .run()
-        .await;
+}
+
+#[tokio::test]
+async fn a_restore_of_pods_with_their_status_runs_each_hook_once() {
+    let t = Scenario::alone("pod-status").await;
+    // Without the policy that protects plans they would be undone.
+    install(&["policies.podMarks=Off"]);
+    let backup = t.back_up_and_lose_pods(&pods(&t)).await;
+    let restore = with_pod_status(&t, &backup).run().await;
 
     // The status from the backup says Running before the container is, so Velero's one try may come too early: that failure
     // is its own, stands in its log and in its phase. (Without Reveille it is the same.)
@@ -151,4 +154,21 @@ async fn a_restore_of_pods_with_their_status_runs_each_hook_once() {
     let phase = ["Completed", "PartiallyFailed"][failed.min(1)];
     assert_eq!((restore.phase.as_str(), started), (phase, 1));
     assert_eq!(counts(&t), (1 - failed, 1, 1));
+}
+
+#[tokio::test]
+async fn with_the_policy_on_marks_a_restore_of_pods_with_their_status_is_like_any_other() {
+    let t = Scenario::new("protected").await;
+    let backup = t.back_up_and_lose(&pods(&t)).await;
+    let restore = with_pod_status(&t, &backup).run().await;
+
+    restore.assert_all_well(3);
+    assert_eq!(counts(&t), (1, 1, 1));
+    assert_eq!(t.velero_ran(), Vec::<String>::new());
+    // The update of the status was refused, which Velero notes and goes on.
+    assert!(
+        restore.object["status"]["warnings"].as_u64() >= Some(3),
+        "{}",
+        restore.object["status"]
+    );
 }

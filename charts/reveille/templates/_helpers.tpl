@@ -50,6 +50,15 @@ velero.io/exclude-from-backup: "true"
 {{- end -}}
 {{- end -}}
 
+{{/* The webhook's account, which can only read. */}}
+{{- define "reveille.webhookAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (printf "%s-webhook" (include "reveille.fullname" .)) .Values.serviceAccount.webhookName -}}
+{{- else -}}
+{{- required "serviceAccount.webhookName must be set when serviceAccount.create is false" .Values.serviceAccount.webhookName -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "reveille.image" -}}
 {{- $name := .Values.image.repository -}}
 {{- with .Values.image.registry -}}

@@ -1,5 +1,8 @@
 use super::*;
-use crate::{hooks::select::pod_containers, names::VELERO_RESTORE_LABEL};
+use crate::{
+    hooks::select::pod_containers,
+    names::{STATUS_ANNOTATION, VELERO_RESTORE_LABEL},
+};
 use serde_json::json;
 
 fn restore(marked: bool, hooks: &Value) -> RestoreInfo {
@@ -39,6 +42,7 @@ fn decide_at(pod: &Value, restore: &RestoreInfo, second: i64) -> PodDecision {
             namespace: "app",
             restored: Restored::By(restore),
             mode: Mode::Takeover,
+            marks_protected: false,
             now,
         },
     )
@@ -207,6 +211,7 @@ fn mode_off_and_stale_labels_touch_nothing() {
         namespace: "app",
         restored: Restored::No("stale".to_owned()),
         mode: Mode::Takeover,
+        marks_protected: false,
         now,
     };
     assert_eq!(
@@ -221,6 +226,7 @@ fn an_unknown_restore_is_left_to_the_waiter() {
         namespace: "app",
         restored: Restored::Unknown("the cache is cold".to_owned()),
         mode: Mode::Takeover,
+        marks_protected: false,
         now: Timestamp::from_second(second).unwrap(),
     };
     let decision = decide_pod(&pod(&both()), &context(0));
@@ -248,6 +254,7 @@ fn other_tools_are_served_by_marker_once() {
         namespace: "app",
         restored: Restored::ByMarker("tool/restored".to_owned()),
         mode: Mode::Takeover,
+        marks_protected: false,
         now: Timestamp::from_second(second).unwrap(),
     };
     let first = decide_pod(&pod(&both()), &context(0));
@@ -281,4 +288,29 @@ proptest::proptest! {
         let after = apply(&pod, &decide(&pod, &restore));
         proptest::prop_assert_eq!(decide_at(&after, &restore, 90).operations, vec![]);
     }
+}
+
+#[test]
+fn a_pod_whose_status_is_restored_is_planned_at_admission_only_if_the_plan_stays() {
+    let restore = restore(true, &Value::Null);
+    let mut annotations = both();
+    annotations[STATUS_ANNOTATION] = json!("true");
+    let pod = pod(&annotations);
+    let decide = |marks_protected| {
+        decide_pod(
+            &pod,
+            &PodContext {
+                namespace: "app",
+                restored: Restored::By(&restore),
+                mode: Mode::Takeover,
+                marks_protected,
+                now: Timestamp::UNIX_EPOCH,
+            },
+        )
+    };
+    let (open, protected) = (decide(false), decide(true));
+    assert_eq!((open.plan.is_none(), open.hooks.len()), (true, 0));
+    assert_eq!((protected.plan.is_some(), protected.hooks.len()), (true, 1));
+    // The init container stands in the spec, where nobody can undo it.
+    assert_eq!(open.injected, protected.injected);
 }

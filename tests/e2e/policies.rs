@@ -1,0 +1,295 @@
+//! What the chart's admission policies refuse, tried on the real API server by two users: both may write pods, workloads and
+//! `HookRun`s in the test's namespace, and only one of them may exec.
+
+use serde_json::{Value, json};
+
+use crate::harness::*;
+
+const EDITOR: &str = "e2e-editor";
+const OPERATOR: &str = "e2e-operator";
+
+/// Lets both users into the test's namespace.
+async fn let_in(t: &Scenario) {
+    let roles = [
+        (
+            "e2e-write",
+            json!([
+                {"apiGroups": [""], "resources": ["pods", "pods/status", "pods/binding"], "verbs": ["*"]},
+                {"apiGroups": ["apps", "batch"], "resources": ["deployments", "cronjobs"], "verbs": ["*"]},
+                {"apiGroups": ["reveille.dev"], "resources": ["hookruns", "hookruns/status"], "verbs": ["*"]},
+            ]),
+            vec![EDITOR, OPERATOR],
+        ),
+        (
+            "e2e-exec",
+            json!([{"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create"]}]),
+            vec![OPERATOR],
+        ),
+    ];
+    let group = "rbac.authorization.k8s.io";
+    for (name, rules, users) in roles {
+        let subjects: Vec<Value> = users
+            .iter()
+            .map(|user| json!({"kind": "User", "name": user, "apiGroup": group}))
+            .collect();
+        t.create(&json!({
+            "apiVersion": format!("{group}/v1"), "kind": "Role", "metadata": {"name": name}, "rules": rules,
+        }))
+        .await;
+        t.create(&json!({
+            "apiVersion": format!("{group}/v1"), "kind": "RoleBinding", "metadata": {"name": name}, "subjects": subjects,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
+        }))
+        .await;
+    }
+    eventually("the roles are in force", async || {
+        asks(t, OPERATOR, &["auth", "can-i", "create", "pods", "--subresource=exec"])
+            .is_ok()
+            .then_some(())
+    })
+    .await;
+}
+
+/// A user's try in the test's namespace; if it was refused, with these words.
+fn asks(t: &Scenario, user: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = run("kubectl", &[&["--as", user, "-n", &t.namespace], arguments].concat());
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[track_caller]
+fn refused(answer: Result<(), String>, policy: &str) {
+    let words = answer.expect_err("it is refused");
+    assert!(words.contains(&format!("'reveille-{policy}'")), "{words}");
+}
+
+#[track_caller]
+fn allowed(answer: Result<(), String>) {
+    answer.expect("it is allowed");
+}
+
+/// Kinds that hold a hook annotation of a pod-to-be.
+fn with_hook(kind: &str, hook: &str) -> Value {
+    let container = json!({"name": "main", "image": IMAGE, "command": ["sleep", "1000000"]});
+    let template = json!({
+        "metadata": {"labels": {"app": "w"}, "annotations": {post("command"): hook}},
+        "spec": {"restartPolicy": "Never", "containers": [container.clone()]},
+    });
+    let (version, spec) = match kind {
+        "Deployment" => {
+            let mut template = template;
+            template["spec"]["restartPolicy"] = json!("Always");
+            let selector = json!({"matchLabels": {"app": "w"}});
+            (
+                "apps/v1",
+                json!({"replicas": 0, "selector": selector, "template": template}),
+            )
+        }
+        "CronJob" => (
+            "batch/v1",
+            json!({"schedule": "0 0 1 1 *", "suspend": true, "jobTemplate": {"spec": {"template": template}}}),
+        ),
+        other => panic!("{other}"),
+    };
+    json!({"apiVersion": version, "kind": kind, "metadata": {"name": "w"}, "spec": spec})
+}
+
+/// Further bindings of the chart's policies, which deny in one namespace what the chart only audits.
+struct Denied(Vec<String>);
+
+impl Denied {
+    fn new(t: &Scenario) -> Self {
+        let policies = ["hook-authors-pods", "hook-authors-workloads", "hook-authors-cronjobs"];
+        let names = policies.map(|policy| {
+            let name = format!("{}-{policy}", t.namespace);
+            let binding = json!({
+                "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+                "metadata": {"name": name},
+                "spec": {
+                    "policyName": format!("reveille-{policy}"), "validationActions": ["Deny"],
+                    "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": t.namespace}}},
+                },
+            });
+            let path = t.write("binding.json", &binding.to_string());
+            kubectl(&["create", "-f", &path]);
+            name
+        });
+        Self(names.to_vec())
+    }
+}
+
+impl Drop for Denied {
+    fn drop(&mut self) {
+        let names = self.0.iter().map(String::as_str);
+        let command = ["delete", "validatingadmissionpolicybinding", "--ignore-not-found"];
+        let arguments: Vec<&str> = command.into_iter().chain(names).collect();
+        run("kubectl", &arguments);
+    }
+}
+
+#[tokio::test]
+async fn nobody_but_reveille_changes_its_marks_on_a_pod() {
+    let t = Scenario::new("marks").await;
+    let_in(&t).await;
+    let pod = t
+        .pod("app")
+        .annotate("reveille.dev/run", "of-a-backup")
+        .edit(|pod| pod["spec"]["schedulerName"] = json!("nobody"));
+    t.submit(&pod).await;
+    // An operator may exec, and still has no business with a plan.
+    for user in [EDITOR, OPERATOR] {
+        let annotate = |what: &str| asks(&t, user, &["annotate", "pod", "app", "--overwrite", what]);
+        refused(annotate("reveille.dev/plan=forged"), "pod-marks");
+        refused(annotate("reveille.dev/run=forged"), "pod-marks");
+        refused(annotate("reveille.dev/run-"), "pod-marks");
+        allowed(annotate(&format!("example.com/note={user}")));
+    }
+    let label = ["label", "pod", "app", "reveille.dev/hooks=planned"];
+    refused(asks(&t, OPERATOR, &label), "pod-marks");
+    let forged = r#"{"metadata":{"annotations":{"reveille.dev/run":null}}}"#;
+    let status = [
+        "patch",
+        "pod",
+        "app",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        forged,
+    ];
+    refused(asks(&t, OPERATOR, &status), "pod-marks");
+    let bind = |key: &str| {
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": "app", "annotations": {key: "x"}},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": "no-such-node"},
+        });
+        let path = t.write("to-node.json", &binding.to_string());
+        let url = format!("/api/v1/namespaces/{}/pods/app/binding", t.namespace);
+        asks(&t, OPERATOR, &["create", "--raw", &url, "-f", &path])
+    };
+    refused(bind("reveille.dev/plan"), "binding-marks");
+    allowed(bind("example.com/other"));
+    // Reveille itself is not refused: every other test that runs a hook shows it.
+}
+
+#[tokio::test]
+async fn a_rerun_or_a_cancellation_needs_the_right_to_exec_and_the_users_own_name() {
+    let t = Scenario::new("orders").await;
+    let_in(&t).await;
+    let plan = json!({
+        "version": 1, "plannedAt": "2026-01-01T00:00:00Z", "resolved": true, "post": [], "init": [], "moved": {}, "problems": [],
+        "digest": "",
+    });
+    let pod = json!({"name": "gone", "uid": "gone", "createdAt": "2026-01-01T00:00:00Z"});
+    t.create(&json!({
+        "apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun", "metadata": {"name": "run"},
+        "spec": {"pod": pod, "plan": plan},
+    }))
+    .await;
+    let annotate = |user: &str, what: &str| asks(&t, user, &["annotate", "hookrun", "run", "--overwrite", what]);
+    for order in ["rerun", "cancel"] {
+        let signed = |by: &str| format!(r#"reveille.dev/{order}={{"by":"{by}","id":"1","at":"2026-01-01T00:00:00Z"}}"#);
+        refused(annotate(EDITOR, &signed(EDITOR)), "run-orders");
+        refused(annotate(EDITOR, &signed(OPERATOR)), "run-orders");
+        refused(annotate(OPERATOR, &signed(EDITOR)), "run-orders");
+        allowed(annotate(OPERATOR, &signed(OPERATOR)));
+        refused(annotate(EDITOR, &format!("reveille.dev/{order}-")), "run-orders");
+        allowed(annotate(OPERATOR, &format!("reveille.dev/{order}-")));
+    }
+    allowed(annotate(EDITOR, "example.com/note=x"));
+}
+
+#[tokio::test]
+async fn who_writes_a_hook_must_be_allowed_to_exec() {
+    let t = Scenario::new("authors").await;
+    let_in(&t).await;
+    let asleep = |name: &str| t.pod(name).edit(|pod| pod["spec"]["schedulerName"] = json!("nobody"));
+    let create = |user: &str, object: &Value| {
+        let path = t.write("object.json", &object.to_string());
+        asks(&t, user, &["create", "-f", &path])
+    };
+    // As the chart has it: it passes, and the audit log says so.
+    let hooked = asleep("hooked").annotate(post("command"), "true");
+    eventually("the namespace has its service account", async || {
+        match create(EDITOR, hooked.json()) {
+            Err(words) if words.contains("serviceaccount") => None,
+            answer => {
+                allowed(answer);
+                Some(())
+            }
+        }
+    })
+    .await;
+    let audited = t.audited_creations("hooked", None).await;
+    let noted: String = audited.iter().flat_map(Audited::values).map(String::as_str).collect();
+    assert!(noted.contains("reveille-hook-authors-pods"), "{noted}");
+
+    let _denied = Denied::new(&t);
+    let plain = asleep("plain");
+    t.submit(&plain).await;
+    let annotate = |user: &str, what: &str| asks(&t, user, &["annotate", "pod", "plain", "--overwrite", what]);
+    let hook = |value: &str| format!("{}={value}", post("command"));
+    eventually("the policy denies", async || {
+        annotate(EDITOR, &hook("probe")).is_err().then_some(())
+    })
+    .await;
+    refused(annotate(EDITOR, &hook("evil")), "hook-authors-pods");
+    refused(
+        annotate(EDITOR, "init.hook.restore.reveille.dev/timeout=1s"),
+        "hook-authors-pods",
+    );
+    refused(annotate(EDITOR, "reveille.dev/result-file=/tmp"), "hook-authors-pods");
+    allowed(annotate(OPERATOR, &hook("good")));
+    // What stands there may stay, whoever changes something else.
+    allowed(annotate(EDITOR, "example.com/note=x"));
+    refused(annotate(EDITOR, &format!("{}-", post("command"))), "hook-authors-pods");
+    let patch = json!({"metadata": {"annotations": {post("command"): "evil"}}}).to_string();
+    let status = [
+        "patch",
+        "pod",
+        "plain",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &patch,
+    ];
+    refused(asks(&t, EDITOR, &status), "hook-authors-pods");
+    refused(
+        create(EDITOR, asleep("other").annotate(post("command"), "x").json()),
+        "hook-authors-pods",
+    );
+
+    for (kind, policy) in [
+        ("Deployment", "hook-authors-workloads"),
+        ("CronJob", "hook-authors-cronjobs"),
+    ] {
+        // Each of the three bindings comes into force by itself.
+        eventually("the policy denies", async || {
+            let answer = create(EDITOR, &with_hook(kind, "evil"));
+            if answer.is_ok() {
+                allowed(asks(&t, EDITOR, &["delete", kind, "w"]));
+                return None;
+            }
+            refused(answer, policy);
+            Some(())
+        })
+        .await;
+        allowed(create(OPERATOR, &with_hook(kind, "good")));
+        let scale = json!({"metadata": {"labels": {"x": "y"}}}).to_string();
+        allowed(asks(&t, EDITOR, &["patch", kind, "w", "--type=merge", "-p", &scale]));
+        let file = t.write("changed.json", &with_hook(kind, "evil").to_string());
+        refused(asks(&t, EDITOR, &["replace", "-f", &file]), policy);
+    }
+    // The controller that makes a Deployment's pods is exempt: its template's author was asked.
+    allowed(asks(
+        &t,
+        OPERATOR,
+        &["patch", "deployment", "w", "-p", r#"{"spec":{"replicas":1}}"#],
+    ));
+    eventually("the Deployment's pod is there", async || {
+        let pods = kubectl(&["-n", &t.namespace, "get", "pods", "-l", "app=w", "-o", "name"]);
+        (!pods.trim().is_empty()).then_some(())
+    })
+    .await;
+}
