@@ -287,13 +287,20 @@ fn kube_exec(args: &Arguments) -> Result<KubeExec, CallError> {
 
 fn wait(args: &Arguments, dialect: Dialect) -> Result<Wait, CallError> {
     let conditions = |list| -> Result<Vec<Condition>, CallError> {
-        let found = args.conditions("conditions", list)?;
-        let conditions = found.into_iter().map(|(text, reference)| Condition {
-            dialect,
-            text,
-            reference,
-        });
-        Ok(conditions.collect())
+        let mut conditions = Vec::new();
+        for (index, (text, reference)) in args.conditions("conditions", list)?.into_iter().enumerate() {
+            let condition = Condition {
+                dialect,
+                text,
+                reference,
+            };
+            let place = || format!("conditions.{list}[{index}].condition");
+            condition
+                .check()
+                .map_err(|message| CallError::argument(place(), message))?;
+            conditions.push(condition);
+        }
+        Ok(conditions)
     };
     let wait = Wait {
         timeout: args.duration("timeout")?,

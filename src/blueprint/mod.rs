@@ -6,6 +6,7 @@
 
 pub mod call;
 pub mod check;
+pub mod jsonpath;
 pub mod model;
 pub mod output;
 pub mod params;

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{
     model::{Action, Artifact, Artifacts, ObjectReference, Phase},
     params::Params,
-    template::{Environment, Template},
+    template::{Environment, Mode, Template},
 };
 
 /// Why something can't be rendered. The message never repeats a value of the params.
@@ -150,7 +150,7 @@ impl Renderer {
     }
 
     fn text(&self, text: &str, path: &str) -> Result<String, RenderError> {
-        let template = Template::parse(text).and_then(|template| template.render(&self.environment));
+        let template = Template::parse(text, Mode::Params).and_then(|template| template.render(&self.environment));
         template.map_err(|message| RenderError {
             path: path.to_owned(),
             message,
