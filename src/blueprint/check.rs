@@ -151,7 +151,7 @@ fn check_action(action: &Action, findings: &mut Findings) {
 }
 
 /// A phase's name, or its place.
-pub(super) fn display_name(phase: &Phase, index: usize) -> String {
+pub fn display_name(phase: &Phase, index: usize) -> String {
     if phase.name.is_empty() {
         format!("#{}", index + 1)
     } else {

@@ -41,32 +41,14 @@ pub struct Wait {
     pub all_of: Vec<Condition>,
 }
 
-/// Why a condition has no value for this state of the object. Another state may heal it: Kanister tries again.
+/// Why a condition has no value. Kanister tries again in all cases.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub struct ConditionError(pub String);
-
-impl Wait {
-    /// The value of one round, from the values of its conditions in order. As in Kanister an error ends the round, and a later
-    /// condition is not looked at.
-    pub fn round<E>(
-        any_of: impl IntoIterator<Item = Result<bool, E>>,
-        all_of: impl IntoIterator<Item = Result<bool, E>>,
-    ) -> Result<bool, E> {
-        for value in any_of {
-            if value? {
-                return Ok(true);
-            }
-        }
-        let mut any = false;
-        for value in all_of {
-            if !value? {
-                return Ok(false);
-            }
-            any = true;
-        }
-        Ok(any)
-    }
+#[error("{message}")]
+pub struct ConditionError {
+    /// No later state of the object can heal it. Only for a condition that [`Condition::check`] refuses.
+    pub permanent: bool,
+    /// What is wrong.
+    pub message: String,
 }
 
 impl Condition {
@@ -85,20 +67,27 @@ impl Condition {
         Ok(())
     }
 
-    /// Is it true for this object?
-    pub fn evaluate(&self, object: &Value) -> Result<bool, ConditionError> {
-        let rendered = match self.dialect {
+    fn render(&self, object: &Value) -> Result<String, String> {
+        match self.dialect {
             Dialect::JsonPath => {
-                let find = |path: Path, source: &str| path.print(object).map_err(|error| format!("{source}: {error}"));
-                replace_paths(&self.text, |(path, source)| find(path, source))
-                    .and_then(|text| Template::parse(&text, Mode::Wait))
-                    .and_then(|template| template.render(&Environment::object(None)))
+                let find =
+                    |(path, source): (Path, &str)| path.print(object).map_err(|error| format!("{source}: {error}"));
+                let text = replace_paths(&self.text, find)?;
+                Template::parse(&text, Mode::Wait)?.render(&Environment::object(None))
             }
-            Dialect::Template => Template::parse(&self.text, Mode::WaitV2)
-                .and_then(|template| template.render(&Environment::object(Some(object)))),
-        };
-        let rendered = rendered.map_err(ConditionError)?;
-        Ok(rendered.trim() == "true")
+            Dialect::Template => Template::parse(&self.text, Mode::WaitV2)?.render(&Environment::object(Some(object))),
+        }
+    }
+}
+
+/// Is the condition true for this object?
+pub fn evaluate(condition: &Condition, object: &Value) -> Result<bool, ConditionError> {
+    match condition.render(object) {
+        Ok(text) => Ok(text.trim() == "true"),
+        Err(message) => Err(ConditionError {
+            permanent: condition.check().is_err(),
+            message,
+        }),
     }
 }
 
@@ -112,17 +101,14 @@ fn replace_paths(text: &str, mut value: impl FnMut((Path, &str)) -> Result<Strin
     while let Some(start) = rest.find('{') {
         let (before, braced) = rest.split_at(start);
         output.push_str(before);
-        rest = match path_at(braced) {
-            Some((source, path, after)) => {
-                let path = Path::parse(path).map_err(|error| format!("{source} {error}"))?;
-                output.push_str(&value((path, source))?);
-                after
-            }
-            None => {
-                output.push('{');
-                braced.get(1..).unwrap_or_default()
-            }
+        let Some((source, path, after)) = path_at(braced) else {
+            output.push('{');
+            rest = braced.get(1..).unwrap_or_default();
+            continue;
         };
+        let path = Path::parse(path).map_err(|error| format!("{source} {error}"))?;
+        output.push_str(&value((path, source))?);
+        rest = after;
     }
     output.push_str(rest);
     Ok(output)
@@ -155,13 +141,13 @@ mod tests {
     fn old(text: &str, object: Value) -> Result<bool, String> {
         let condition = condition(Dialect::JsonPath, text);
         condition.check()?;
-        condition.evaluate(&object).map_err(|error| error.to_string())
+        evaluate(&condition, &object).map_err(|error| error.to_string())
     }
 
     fn new(text: &str, object: Value) -> Result<bool, String> {
         let condition = condition(Dialect::Template, text);
         condition.check()?;
-        condition.evaluate(&object).map_err(|error| error.to_string())
+        evaluate(&condition, &object).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -235,19 +221,6 @@ mod tests {
             "toString is not there in conditions of WaitV2",
         );
         check(Dialect::Template, "{{ if { $.a } }}true{{ end }}", "line 1");
-    }
-
-    #[test]
-    fn a_round_follows_kanister() {
-        type R = Result<bool, &'static str>;
-        let round = |any: &[R], all: &[R]| Wait::round(any.to_vec(), all.to_vec());
-        assert_eq!(round(&[Ok(false), Ok(true), Err("x")], &[]), Ok(true));
-        assert_eq!(round(&[Ok(true)], &[Ok(false)]), Ok(true));
-        assert_eq!(round(&[Err("x"), Ok(true)], &[]), Err("x"));
-        assert_eq!(round(&[Ok(false)], &[]), Ok(false));
-        assert_eq!(round(&[], &[Ok(true), Ok(true)]), Ok(true));
-        assert_eq!(round(&[], &[Ok(true), Ok(false), Err("x")]), Ok(false));
-        assert_eq!(round(&[Ok(false)], &[Err("x")]), Err("x"));
     }
 
     proptest! {

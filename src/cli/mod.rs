@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod blueprint;
 pub mod crd;
 pub mod preview;
 mod preview_text;
@@ -28,6 +29,7 @@ enum Command {
     Waiter(Box<waiter::WaiterArgs>),
     Status(status::StatusArgs),
     Preview(preview::PreviewArgs),
+    Blueprint(blueprint::BlueprintArgs),
     Release(release::ReleaseArgs),
     /// Prints the custom resource definitions as YAML.
     Crd,
@@ -46,6 +48,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Status(args) => return status::run(args).await,
         Command::Preview(args) => return preview::run(args).await,
+        Command::Blueprint(args) => return blueprint::run(args),
         Command::Release(args) => return release::run(args).await,
         Command::Crd => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
     }

@@ -426,8 +426,9 @@ fn widest(format: &str, args: &[Value]) -> usize {
 
 /// The engine's own `printf`, which it lends only to templates.
 fn sprintf(format: &str, args: &[Value]) -> Result<String, String> {
-    let places: String = (0..args.len()).map(|index| format!(" (index .args {index})")).collect();
-    let template = gotmpl::Template::new("").parse(&format!("{{{{printf .format{places}}}}}"));
+    let places: Vec<String> = (0..args.len()).map(|index| format!("(index .args {index})")).collect();
+    let places = places.join(" ");
+    let template = gotmpl::Template::new("").parse(&format!("{{{{printf .format {places}}}}}"));
     let data = super::go_value::map([
         ("format".to_owned(), text(format)),
         ("args".to_owned(), Value::List(args.into())),

@@ -78,8 +78,8 @@ struct OffsetForm {
     /// `Z` for UTC itself.
     z: bool,
     colon: bool,
-    minutes: bool,
-    seconds: bool,
+    /// Only hours, minutes too, or seconds too.
+    parts: u8,
 }
 
 /// Elements that are always read when their text is there, the longest first.
@@ -142,21 +142,15 @@ fn part_at(rest: &str) -> Option<(Part, &str)> {
         let Some(digits) = rest.strip_prefix(if z { 'Z' } else { '-' }) else {
             continue;
         };
-        for (form, colon, minutes, seconds) in [
-            ("070000", false, true, true),
-            ("07:00:00", true, true, true),
-            ("0700", false, true, false),
-            ("07:00", true, true, false),
-            ("07", false, false, false),
+        for (form, colon, parts) in [
+            ("070000", false, 3),
+            ("07:00:00", true, 3),
+            ("0700", false, 2),
+            ("07:00", true, 2),
+            ("07", false, 1),
         ] {
             if let Some(after) = digits.strip_prefix(form) {
-                let form = OffsetForm {
-                    z,
-                    colon,
-                    minutes,
-                    seconds,
-                };
-                return Some((Part::Offset(form), after));
+                return Some((Part::Offset(OffsetForm { z, colon, parts }), after));
             }
         }
     }
@@ -246,17 +240,8 @@ fn format_part(output: &mut String, part: Part, time: civil::DateTime) {
         Part::Offset(form) if form.z => output.write_char('Z'),
         Part::Offset(form) => {
             let colon = if form.colon { ":" } else { "" };
-            let minutes = if form.minutes {
-                format!("{colon}00")
-            } else {
-                String::new()
-            };
-            let seconds = if form.seconds {
-                format!("{colon}00")
-            } else {
-                String::new()
-            };
-            write!(output, "+00{minutes}{seconds}")
+            let minutes = format!("{colon}00").repeat(usize::from(form.parts.saturating_sub(1)));
+            write!(output, "+00{minutes}")
         }
     };
 }
@@ -488,8 +473,8 @@ fn offset(text: &str, form: OffsetForm) -> Option<(i32, &str)> {
     };
     let (hours, mut rest) = digits(text, 2, 2)?;
     let mut seconds = hours * 3600;
-    for (wanted, unit) in [(form.minutes, 60), (form.seconds, 1)] {
-        if wanted {
+    for (part, unit) in [(2, 60), (3, 1)] {
+        if form.parts >= part {
             let text = if form.colon { rest.strip_prefix(':')? } else { rest };
             let (number, after) = digits(text, 2, 2)?;
             if number >= 60 {

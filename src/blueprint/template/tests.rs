@@ -48,8 +48,10 @@ fn params() -> Params {
         "password".to_owned(),
         ByteString(b"hunter2".to_vec()),
     )]));
-    let mut config_map = ConfigMap::default();
-    config_map.data = Some(BTreeMap::from([("k".to_owned(), "v".to_owned())]));
+    let config_map = ConfigMap {
+        data: Some(BTreeMap::from([("k".to_owned(), "v".to_owned())])),
+        ..ConfigMap::default()
+    };
     params.phases.insert(
         "first".to_owned(),
         PhaseParams {
