@@ -23,6 +23,8 @@ use crate::{digest, plan::Plan};
     printcolumn = r#"{"name":"Pod","type":"string","jsonPath":".spec.pod.name"}"#,
     printcolumn = r#"{"name":"Restore","type":"string","jsonPath":".spec.plan.restore.name"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Hooks","type":"string","jsonPath":".status.progress","description":"post hooks that have ended, of all"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Finished')].reason"}"#,
     printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.message","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
@@ -125,13 +127,17 @@ pub struct HookRunStatus {
     /// The same in words, with what it waits for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// How many of its post hooks have ended, of how many.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub progress: String,
     /// The post hooks, in the order of the plan.
     #[serde(default)]
     pub post: Vec<PostStatus>,
     /// The init containers, in the order of the plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init: Vec<InitStatus>,
-    /// What is out of the ordinary: `AdmissionMissed`, `InjectionMissed`, `LeftToVelero`.
+    /// `Finished`, `Succeeded`, `Waiting`; and what is out of the ordinary: `InitTimedOut`, `AdmissionMissed`,
+    /// `InjectionMissed`, `LeftToVelero`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -114,6 +114,8 @@ label_values! {
         WaitTimedOut = "wait_timed_out",
         /// It ran longer than it may.
         ExecTimedOut = "exec_timed_out",
+        /// An init container: it ran longer than it may.
+        TimedOut = "timed_out",
         /// Another hook's failure stopped it before it started.
         Cancelled = "cancelled",
     }
@@ -143,6 +145,27 @@ label_values! {
         /// A post hook that Velero runs itself.
         LeftToVelero = "left_to_velero",
     }
+}
+
+label_values! {
+    /// How far a pod's hooks are.
+    Stage {
+        /// The pod is planned and has no HookRun yet.
+        Unplanned = "unplanned",
+        /// Nothing has been started.
+        Pending = "pending",
+        /// Something has been started.
+        Running = "running",
+        /// All is over, and the HookRun is still kept.
+        Finished = "finished",
+    }
+}
+
+/// Labels of the queue's gauge.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StageLabels {
+    /// How far.
+    pub stage: Stage,
 }
 
 /// Labels of something missed.
@@ -207,6 +230,12 @@ pub struct Metrics {
     pub hook_duration: Histogram,
     /// Post hooks that are running.
     pub hooks_in_flight: Gauge,
+    /// Time from a pod's creation to the start of a hook in it, in seconds.
+    pub hook_wait: Histogram,
+    /// Commands that were started.
+    pub hook_attempts: Counter,
+    /// The pods and runs that the waiter knows.
+    pub queue: Family<StageLabels, Gauge>,
     /// Pods with something that admission missed.
     pub missed: Family<MissLabels, Counter>,
     /// HookRuns that are over.
@@ -260,6 +289,21 @@ impl Metrics {
             metrics.hooks_in_flight.clone(),
         );
         registry.register(
+            "hook_wait_seconds",
+            "Time from a pod's creation to the start of a post hook in it",
+            metrics.hook_wait.clone(),
+        );
+        registry.register(
+            "hook_attempts",
+            "Commands of post hooks that were started",
+            metrics.hook_attempts.clone(),
+        );
+        registry.register(
+            "queue",
+            "Pods with hooks, by how far their hooks are",
+            metrics.queue.clone(),
+        );
+        registry.register(
             "missed",
             "Pods with something that admission missed",
             metrics.missed.clone(),
@@ -283,6 +327,9 @@ impl Metrics {
             hooks: Family::default(),
             hook_duration: Histogram::new([0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0]),
             hooks_in_flight: Gauge::default(),
+            hook_wait: Histogram::new([0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0]),
+            hook_attempts: Counter::default(),
+            queue: Family::default(),
             missed: Family::default(),
             hook_runs: Family::default(),
         }
@@ -371,6 +418,8 @@ mod tests {
             result: HookResult::Succeeded,
         };
         waiter.hooks.get_or_create(&labels).inc();
+        let stage = Stage::Pending;
+        waiter.queue.get_or_create(&StageLabels { stage }).set(3);
         let phase = RunPhase::Failed;
         waiter.hook_runs.get_or_create(&RunLabels { phase }).inc();
         let text = waiter.encode().unwrap();
@@ -378,6 +427,9 @@ mod tests {
             r#"reveille_hooks_total{phase="post",result="succeeded"} 1"#,
             r#"reveille_hook_runs_total{phase="failed"} 1"#,
             "reveille_hooks_in_flight 0",
+            "reveille_hook_attempts_total 0",
+            "reveille_hook_wait_seconds_count 0",
+            r#"reveille_queue{stage="pending"} 3"#,
             "reveille_hook_duration_seconds_count 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 
-use super::end::{conclude, settle};
+use super::{
+    conditions,
+    end::{conclude, settle},
+};
 use crate::{
     api::hook_run::{HookRunSpec, HookRunStatus, HookState, InitState, InitStatus, PostStatus, RunPhase},
     plan::PlannedInit,
@@ -42,17 +45,19 @@ pub fn first_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
         },
         ..InitStatus::default()
     });
-    HookRunStatus {
+    let mut status = HookRunStatus {
         post: post.collect(),
         init: init.collect(),
         message: "waits for its containers".to_owned(),
-        conditions: conditions(spec, now),
+        conditions: unusual(spec, now),
         ..HookRunStatus::default()
-    }
+    };
+    conditions::refresh(&mut status, now);
+    status
 }
 
 /// What is out of the ordinary about a run, by Kubernetes' conventions.
-fn conditions(spec: &HookRunSpec, now: Timestamp) -> Vec<Condition> {
+fn unusual(spec: &HookRunSpec, now: Timestamp) -> Vec<Condition> {
     let plan = &spec.plan;
     let names = |names: Vec<&str>| names.join(", ");
     let missed: Vec<&str> = plan
@@ -116,6 +121,7 @@ pub fn lost_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
         );
     }
     conclude(spec, &mut status, None, now);
+    conditions::refresh(&mut status, now);
     status
 }
 
@@ -128,5 +134,6 @@ pub fn stale_status(spec: &HookRunSpec, message: &str, now: Timestamp) -> HookRu
     status.phase = RunPhase::Stale;
     message.clone_into(&mut status.message);
     status.finished_at = Some(MicroTime(now));
+    conditions::refresh(&mut status, now);
     status
 }

@@ -2,11 +2,14 @@
 
 use std::future::Future;
 
+use jiff::Timestamp;
+
+use super::queue::Census;
 use crate::{
-    api::hook_run::{HookState, RunPhase},
+    api::hook_run::{HookRunSpec, HookState, InitState, RunPhase},
     infra::{
         clock::Stopwatch,
-        metrics::{self, HookLabels, HookPhase, HookResult, Metrics, Miss, MissLabels, RunLabels},
+        metrics::{self, HookLabels, HookPhase, HookResult, Metrics, Miss, MissLabels, RunLabels, Stage, StageLabels},
     },
 };
 
@@ -52,6 +55,38 @@ pub(super) fn run_ended(metrics: &Metrics, phase: RunPhase) {
         RunPhase::Stale => metrics::RunPhase::Stale,
     };
     metrics.hook_runs.get_or_create(&RunLabels { phase }).inc();
+}
+
+/// Counts an init container that has ended.
+pub(super) fn init_ended(metrics: &Metrics, state: InitState) {
+    let result = match state {
+        InitState::Succeeded => HookResult::Succeeded,
+        InitState::Failed => HookResult::Failed,
+        InitState::TimedOut => HookResult::TimedOut,
+        InitState::Unknown => HookResult::Unknown,
+        InitState::Skipped | InitState::InjectionMissed | InitState::Waiting | InitState::Running => return,
+    };
+    let phase = HookPhase::Init;
+    metrics.hooks.get_or_create(&HookLabels { phase, result }).inc();
+}
+
+/// Brings the gauges up to date.
+pub(super) fn census(metrics: &Metrics, census: Census) {
+    let set = |stage, count: usize| {
+        let gauge = metrics.queue.get_or_create(&StageLabels { stage });
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    };
+    set(Stage::Unplanned, census.unplanned);
+    set(Stage::Pending, census.pending);
+    set(Stage::Running, census.running);
+    set(Stage::Finished, census.finished);
+}
+
+/// Counts the start of a command, and how long its pod had waited for it.
+pub(super) fn started(metrics: &Metrics, spec: &HookRunSpec, now: Timestamp) {
+    metrics.hook_attempts.inc();
+    let waited = now.duration_since(spec.pod.created_at).as_secs_f64();
+    metrics.hook_wait.observe(waited.max(0.0));
 }
 
 /// Counts a condition of a run.

@@ -43,7 +43,10 @@ pub(super) fn pod_end(pod: Option<&PodView>) -> Option<(&'static str, String)> {
         )),
         Some(pod) if pod.has_ended() => Some((
             "PodEnded",
-            format!("the pod has ended ({}); the hook had not been started", pod.phase),
+            format!(
+                "the pod has ended ({}); the hook had not been started",
+                pod.reason.as_deref().unwrap_or(&pod.phase)
+            ),
         )),
         Some(_) => None,
     }

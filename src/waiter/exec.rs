@@ -1,6 +1,6 @@
 //! Running a command in a container over the API server's exec, and learning its exit code.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::future::join;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
     events::cut,
-    output::{Tail, escape},
+    output::{OutputRules, Tail, escape},
     step::Outcome,
 };
 use crate::{duration::GoDuration, infra::kube::reason};
@@ -88,12 +88,14 @@ pub trait Exec: Send + Sync + 'static {
 #[derive(Clone)]
 pub struct ApiExec {
     client: Client,
+    rules: Arc<OutputRules>,
 }
 
 impl ApiExec {
     /// `client` must not retry by itself: a retry after the command has started would run it twice.
-    pub fn new(client: Client) -> Self {
-        Self { client }
+    pub fn new(client: Client, rules: OutputRules) -> Self {
+        let rules = Arc::new(rules);
+        Self { client, rules }
     }
 
     async fn attach(&self, command: &Command<'_>, stdout: &mut Tail, stderr: &mut Tail) -> Outcome {
@@ -138,6 +140,14 @@ impl ApiExec {
 }
 
 impl ApiExec {
+    fn report(&self, outcome: Outcome, stdout: &Tail, stderr: &Tail) -> Report {
+        Report {
+            outcome,
+            stdout: stdout.text(&self.rules),
+            stderr: stderr.text(&self.rules),
+        }
+    }
+
     /// The API server takes the end of its connection to the kubelet for success, also when the kubelet has crashed. Success is
     /// believed only if the kubelet still answers (it is asked for one byte of the container's log).
     async fn doubt_success(&self, pods: &Api<Pod>, command: &Command<'_>) -> Outcome {
@@ -165,7 +175,7 @@ impl ApiExec {
 
 impl Exec for ApiExec {
     async fn run(&self, command: Command<'_>) -> Report {
-        let (mut stdout, mut stderr) = (Tail::default(), Tail::default());
+        let (mut stdout, mut stderr) = (Tail::new(self.rules.tail), Tail::new(self.rules.tail));
         let limit = command.timeout.to_std().unwrap_or(Duration::ZERO);
         let attached = self.attach(&command, &mut stdout, &mut stderr);
         let outcome = match tokio::time::timeout(limit, attached).await {
@@ -173,13 +183,11 @@ impl Exec for ApiExec {
             // Dropping the future closes the stream; exec has no signal, so the command itself goes on.
             Err(_) => Outcome::TimedOut(command.timeout),
         };
-        if let Outcome::Refused(_) = outcome {
-            return Report::silent(outcome);
-        }
-        Report {
-            outcome,
-            stdout: stdout.text(),
-            stderr: stderr.text(),
+        match outcome {
+            // The kubelet and the runtime may quote the command.
+            Outcome::Refused(why) => Report::silent(Outcome::Refused(self.rules.words(&why))),
+            Outcome::Lost(why) => self.report(Outcome::Lost(self.rules.words(&why)), &stdout, &stderr),
+            outcome => self.report(outcome, &stdout, &stderr),
         }
     }
 }

@@ -11,6 +11,13 @@ use crate::{
 
 /// Takes over what the kubelet says of an init container.
 pub(super) fn observe(hook: &PlannedInit, state: &mut InitStatus, pod: Option<&PodView>, now: Timestamp) {
+    if state.state == InitState::TimedOut
+        && let Some(ended) = pod.and_then(|pod| pod.containers.get(&hook.container)?.ended.as_ref())
+    {
+        // Its state stays, but how it ended in the end is worth knowing.
+        state.exit_code = Some(ended.exit_code);
+        state.finished_at = ended.at.map(MicroTime);
+    }
     if is_over(state) {
         return;
     }

@@ -144,6 +144,9 @@ mod tests {
             run_mark: None,
             queued: true,
             phase: String::new(),
+            reason: None,
+            unscheduled: None,
+            declared: vec![],
             terminating: false,
             containers: BTreeMap::new(),
         }

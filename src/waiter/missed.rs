@@ -23,21 +23,27 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::events::Events;
+use super::{
+    events::{self, Events},
+    restores,
+};
 use crate::{
     admission::{
         Mode,
         late::{LateContext, is_unseen, late_plan},
     },
-    api::hook_run::PodIdentity,
+    api::{HookRun, hook_run::PodIdentity},
     hooks::restored::{KnownRestores, RestoreInfo, Restored, label_value, restored},
     infra::{clock, pod_edit::PodEdit},
     names::{INJECTION_LABEL, VELERO_RESTORE_LABEL},
-    plan::Plan,
+    plan::{Plan, RestoreRef},
+    result::Verdict,
 };
 
 /// Between two tries after a failure.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How long to wait for the first list of Restores before a run goes on without it.
+const FIRST_LIST: Duration = Duration::from_secs(5);
 
 /// The Restores that the waiter knows, all phases.
 #[derive(Debug)]
@@ -224,6 +230,32 @@ impl Missed {
             .await;
     }
 
+    /// Says on the Restore what has come of its hooks.
+    pub(super) async fn tell_end(&self, restore: &RestoreInfo, verdict: &Verdict, runs: &[&HookRun]) {
+        let (type_, reason, note) = events::for_restore(verdict, runs);
+        self.events
+            .publish(&reference(restore), type_, reason, "HooksEnded", &note)
+            .await;
+    }
+
+    /// Whether the Restore of a run was deleted. What the watch does not know is asked of the API server: it may be behind.
+    pub(super) async fn is_gone(&self, restore: &RestoreRef) -> Result<bool, kube::Error> {
+        if self.restores.get(&restore.uid).is_some() {
+            return Ok(false);
+        }
+        // Before there is a list, and where Velero is not installed, nothing is known.
+        let mut changes = self.restores.subscribe();
+        let listed = tokio::time::timeout(FIRST_LIST, changes.wait_for(|changes| *changes > 0)).await;
+        if !matches!(listed, Ok(Ok(_))) || self.restores.get(&restore.uid).is_some() {
+            return Ok(false);
+        }
+        drop(listed);
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &restore.namespace, &restores::resource());
+        let found = api.get_metadata_opt(&restore.name).await?;
+        Ok(found.is_none_or(|found| found.metadata.uid.as_ref() != Some(&restore.uid)))
+    }
+
     /// Says on the Restore, once, what is wrong with its hooks as such.
     async fn tell_problems(&self, restore: &RestoreInfo) {
         for (index, problem) in restore.rules.problems.iter().enumerate() {
@@ -369,12 +401,5 @@ impl Missed {
 
 /// A Restore, as Events refer to it.
 fn reference(restore: &RestoreInfo) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("velero.io/v1".to_owned()),
-        kind: Some("Restore".to_owned()),
-        namespace: Some(restore.namespace.clone()),
-        name: Some(restore.name.clone()),
-        uid: Some(restore.uid.clone()),
-        ..ObjectReference::default()
-    }
+    events::restore_reference(&restore.namespace, &restore.name, &restore.uid)
 }

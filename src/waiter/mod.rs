@@ -1,6 +1,8 @@
 //! The waiter: takes planned pods in, waits for their containers, runs their commands, and records what became of each.
 
 pub mod begin;
+pub mod budget;
+mod conditions;
 mod counts;
 pub mod end;
 pub mod events;
@@ -11,9 +13,14 @@ pub mod missed;
 pub mod output;
 pub mod pod_view;
 pub mod queue;
+pub mod redact;
 pub mod restores;
+mod retention;
 pub mod run_task;
+mod setback;
+mod stale;
 pub mod step;
+mod waiting;
 pub mod watch;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
@@ -23,7 +30,10 @@ use clap::Args;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::task::TaskTracker;
 
-use crate::infra::{ca_store, clock, health, kube::clients, lent_token, metrics::Metrics, shutdown::Shutdown};
+use crate::{
+    duration::GoDuration,
+    infra::{ca_store, clock, health, kube::clients, lent_token, metrics::Metrics, shutdown::Shutdown},
+};
 use queue::Queue;
 use run_task::Context;
 
@@ -69,6 +79,13 @@ pub struct WaiterArgs {
     /// How long running commands may take to end after SIGTERM, in seconds; after that their end is not known.
     #[arg(long, default_value_t = 600)]
     drain_seconds: u64,
+    #[command(flatten)]
+    output: output::OutputArgs,
+    #[command(flatten)]
+    retention: retention::RetentionArgs,
+    /// How long a run may wait before it is said what it waits for (Event and condition). Go duration.
+    #[arg(long, default_value = "30s", value_parser = positive)]
+    report_waiting_after: GoDuration,
     /// This process' pod, for Events and claims.
     #[arg(long, env = "POD_NAME", hide = true)]
     pod_name: Option<String>,
@@ -135,13 +152,14 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
     });
     let context = Arc::new(Context {
         client: clients.api.clone(),
-        exec: exec::ApiExec::new(clients.exec),
-        queue: Arc::clone(&queue),
+        exec: exec::ApiExec::new(clients.exec, args.output.rules()?),
+        queue,
         events,
         metrics,
-        missed: Arc::clone(&missed),
+        missed,
         process: process_name(args.pod_name.as_deref()),
         stop: shutdown.stopping(),
+        report_after: args.report_waiting_after.to_signed(),
         slots: Arc::new(Semaphore::new(args.max_concurrent_hooks.into())),
         synced: is_synced,
     });
@@ -150,10 +168,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
         synced.send_replace(true);
         synced_gate.set(true);
     });
-    shutdown.spawn_background(
-        "restores",
-        restores::run(clients.api, queue, missed, is_listed, shutdown.ended()),
-    );
+    spawn_restores(&shutdown, &context, is_listed, args.retention);
 
     let (stopping, drain) = (shutdown.stopping(), Duration::from_secs(args.drain_seconds));
     shutdown.spawn_foreground("runs", async move {
@@ -204,10 +219,45 @@ fn spawn_watches(
     });
 }
 
+/// Follows Velero's Restores, and deletes finished runs when their time is over.
+fn spawn_restores(
+    shutdown: &Shutdown,
+    context: &Context<exec::ApiExec>,
+    is_listed: tokio::sync::watch::Receiver<bool>,
+    retention: retention::RetentionArgs,
+) {
+    let (client, queue, missed) = (&context.client, &context.queue, &context.missed);
+    let restores = restores::run(
+        client.clone(),
+        Arc::clone(queue),
+        Arc::clone(missed),
+        is_listed,
+        shutdown.ended(),
+    );
+    shutdown.spawn_background("restores", restores);
+    let retention = retention::run(
+        client.clone(),
+        Arc::clone(queue),
+        Arc::clone(&missed.restores),
+        Arc::clone(&context.metrics),
+        retention,
+        shutdown.ended(),
+    );
+    shutdown.spawn_background("retention", retention);
+}
+
 /// Calls `action` the first time only: a watch that breaks lists again.
 fn once(action: impl Fn()) -> impl Fn() {
     let done = std::sync::Once::new();
     move || done.call_once(&action)
+}
+
+fn positive(text: &str) -> Result<GoDuration, String> {
+    let duration: GoDuration = text.parse().map_err(|error| format!("{error}"))?;
+    if duration.is_negative() || duration.is_zero() {
+        return Err(format!("{text:?} is not more than nothing"));
+    }
+    Ok(duration)
 }
 
 fn namespace_selector(text: &str) -> Result<kube::core::Selector, String> {

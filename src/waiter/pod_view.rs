@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus};
 
+use super::{events::cut, output::escape};
 use crate::{
     api::hook_run::PodIdentity,
     names::{PLAN_ANNOTATION, QUEUE_LABEL, RUN_ANNOTATION},
@@ -13,6 +14,8 @@ use crate::{
 
 /// How far a node's clock may be behind the API server's.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(3);
+/// The longest words of the kubelet or the scheduler that are kept, in bytes.
+const WORDS_LIMIT: usize = 256;
 
 /// A planned pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,14 +34,21 @@ pub struct PodView {
     pub queued: bool,
     /// `status.phase`.
     pub phase: String,
+    /// Why it has ended or was thrown out (`Evicted: The node was low on memory.`), if the kubelet says so.
+    pub reason: Option<String>,
+    /// Why no node takes it, if so.
+    pub unscheduled: Option<String>,
     /// Deletion has begun.
     pub terminating: bool,
+    /// The names of its ordinary and init containers; empty if they are not known.
+    pub declared: Vec<String>,
     /// State of ordinary and init containers by name.
     pub containers: BTreeMap<String, ContainerView>,
 }
 
 /// How a container stands.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[allow(clippy::struct_excessive_bools)] // facts that do not depend on each other
 pub struct ContainerView {
     /// It runs now.
     pub running: bool,
@@ -50,6 +60,12 @@ pub struct ContainerView {
     pub ended: Option<Ended>,
     /// Why it does not run, as the kubelet says (`ImagePullBackOff`, `CrashLoopBackOff`, …).
     pub waiting: Option<String>,
+    /// The same in a sentence, cut.
+    pub waiting_message: Option<String>,
+    /// It is an init container.
+    pub init: bool,
+    /// It has ended, and the kubelet will not start it again.
+    pub over: bool,
 }
 
 /// How a container ended.
@@ -69,8 +85,21 @@ impl PodView {
         let metadata = &pod.metadata;
         let annotation = |key: &str| metadata.annotations.as_ref()?.get(key).cloned();
         let status = pod.status.as_ref();
-        let lists = status.map(|status| [&status.init_container_statuses, &status.container_statuses]);
-        let statuses = lists.into_iter().flatten().flatten().flatten();
+        let spec = pod.spec.as_ref();
+        let init = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        let ordinary = spec.iter().flat_map(|spec| &spec.containers);
+        let init_statuses = status.and_then(|status| status.init_container_statuses.as_ref());
+        let statuses = status.and_then(|status| status.container_statuses.as_ref());
+        let init_views = init_statuses.into_iter().flatten().map(|status| {
+            let mut view = ContainerView::read(status);
+            view.init = true;
+            (status.name.clone(), view)
+        });
+        let views = statuses.into_iter().flatten().map(|status| {
+            let mut view = ContainerView::read(status);
+            view.over = spec.is_some_and(|spec| stays_ended(status, spec));
+            (status.name.clone(), view)
+        });
         Some(Self {
             namespace: metadata.namespace.clone()?,
             identity: PodIdentity {
@@ -86,10 +115,11 @@ impl PodView {
                 .as_ref()
                 .is_some_and(|labels| labels.contains_key(QUEUE_LABEL)),
             phase: status.and_then(|status| status.phase.clone()).unwrap_or_default(),
+            reason: status.and_then(|status| words(status.reason.as_deref()?, status.message.as_deref())),
+            unscheduled: status.and_then(unscheduled),
             terminating: metadata.deletion_timestamp.is_some(),
-            containers: statuses
-                .map(|status| (status.name.clone(), ContainerView::read(status)))
-                .collect(),
+            declared: init.chain(ordinary).map(|container| container.name.clone()).collect(),
+            containers: init_views.chain(views).collect(),
         })
     }
 
@@ -138,6 +168,46 @@ impl ContainerView {
                 started_at: ended.started_at.as_ref().map(|time| time.0),
             }),
             waiting: waiting.and_then(|waiting| waiting.reason.clone()),
+            waiting_message: waiting
+                .and_then(|waiting| waiting.message.as_deref())
+                .map(|message| cut(&escape(message), WORDS_LIMIT)),
+            init: false,
+            over: false,
         }
     }
+}
+
+/// Whether a container has ended and its restart policy lets it be.
+fn stays_ended(status: &ContainerStatus, spec: &PodSpec) -> bool {
+    let Some(ended) = status.state.as_ref().and_then(|state| state.terminated.as_ref()) else {
+        return false;
+    };
+    let own = spec
+        .containers
+        .iter()
+        .find(|container| container.name == status.name)
+        .and_then(|container| container.restart_policy.as_deref());
+    match own.or(spec.restart_policy.as_deref()) {
+        Some("Never") => true,
+        Some("OnFailure") => ended.exit_code == 0,
+        _ => false,
+    }
+}
+
+/// What the scheduler says of a pod that it can't place.
+fn unscheduled(status: &PodStatus) -> Option<String> {
+    let conditions = status.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
+    (scheduled.status == "False")
+        .then(|| words(scheduled.reason.as_deref()?, scheduled.message.as_deref()))
+        .flatten()
+}
+
+/// A reason with its message; nothing without a reason.
+fn words(reason: &str, message: Option<&str>) -> Option<String> {
+    let text = match message {
+        Some(message) if !message.is_empty() => format!("{reason}: {message}"),
+        _ => reason.to_owned(),
+    };
+    (!reason.is_empty()).then(|| cut(&escape(&text), WORDS_LIMIT))
 }

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use tokio::sync::Notify;
 
 use super::{end::cancelling_failure, pod_view::PodView};
-use crate::api::HookRun;
+use crate::api::{HookRun, hook_run::RunPhase};
 
 /// A run by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +45,19 @@ pub struct Queue {
     state: Mutex<State>,
 }
 
+/// How many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Census {
+    /// Planned pods without a run.
+    pub unplanned: usize,
+    /// Runs in which nothing has been started.
+    pub pending: usize,
+    /// Runs in which something has.
+    pub running: usize,
+    /// Finished runs that are still kept.
+    pub finished: usize,
+}
+
 #[derive(Debug, Default)]
 struct State {
     pods: HashMap<RunKey, Arc<PodView>>,
@@ -74,8 +87,9 @@ impl Queue {
     }
 
     /// Takes over a run; returns the bell of a new task, if one must be started.
-    pub fn run_seen(&self, run: HookRun) -> Option<(RunKey, Arc<Notify>)> {
+    pub fn run_seen(&self, mut run: HookRun) -> Option<(RunKey, Arc<Notify>)> {
         let key = RunKey::of_run(&run)?;
+        forget_output(&mut run);
         let unfinished = run.status.as_ref().is_none_or(|status| !status.phase.is_final());
         let mut state = self.lock();
         state.note_cancelling(&run);
@@ -142,6 +156,34 @@ impl Queue {
         self.lock().runs.values().filter(|run| belongs(run)).cloned().collect()
     }
 
+    /// All runs for which this holds.
+    pub fn runs_that(&self, holds: impl Fn(&HookRun) -> bool) -> Vec<Arc<HookRun>> {
+        self.lock().runs.values().filter(|run| holds(run)).cloned().collect()
+    }
+
+    /// Wakes the tasks of the runs for which this holds.
+    pub fn wake(&self, holds: impl Fn(&HookRun) -> bool) {
+        let state = self.lock();
+        for (key, bell) in &state.bells {
+            if state.runs.get(key).is_some_and(|run| holds(run)) {
+                bell.notify_one();
+            }
+        }
+    }
+
+    /// How much there is to do.
+    pub fn census(&self) -> Census {
+        let state = self.lock();
+        let phase = |run: &Arc<HookRun>| run.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        let in_phase = |wanted: RunPhase| state.runs.values().filter(|run| phase(run) == wanted).count();
+        Census {
+            unplanned: state.pods.keys().filter(|key| !state.runs.contains_key(key)).count(),
+            pending: in_phase(RunPhase::Pending),
+            running: in_phase(RunPhase::Running),
+            finished: state.runs.values().filter(|run| phase(run).is_final()).count(),
+        }
+    }
+
     /// Why what has not started in a restore is cancelled, if so.
     pub fn cancelled(&self, restore_uid: &str) -> Option<String> {
         self.lock().cancelled.get(restore_uid).cloned()
@@ -202,5 +244,50 @@ impl State {
                 bell.notify_one();
             }
         }
+    }
+}
+
+/// Output is read by people, from the API server; here it would only take up memory, for as long as finished runs are kept.
+fn forget_output(run: &mut HookRun) {
+    let posts = run.status.iter_mut().flat_map(|status| &mut status.post);
+    for attempt in posts.flat_map(|post| &mut post.attempts) {
+        attempt.stdout = String::new();
+        attempt.stderr = String::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn runs_are_kept_without_output_and_counted() {
+        let run: HookRun = serde_json::from_value(json!({
+            "apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun", "metadata": {"name": "r", "namespace": "n"},
+            "spec": {
+                "pod": {"name": "p", "uid": "u", "createdAt": "2026-01-01T00:00:00Z"},
+                "plan": {"version": 1, "plannedAt": "2026-01-01T00:00:00Z"},
+            },
+            "status": {"phase": "Running", "post": [{"name": "h", "attempts": [
+                {"number": 1, "claimedBy": "me", "startedAt": "2026-01-01T00:00:00.000000Z", "stdout": "long", "stderr": "longer"},
+            ]}]},
+        }))
+        .unwrap();
+        let queue = Queue::default();
+        let (key, _bell) = queue.run_seen(run).expect("a new task");
+        let kept = queue.run(&key).unwrap();
+        let attempt = &kept.status.as_ref().unwrap().post[0].attempts[0];
+        assert_eq!(
+            (attempt.number, attempt.stdout.as_str(), attempt.stderr.as_str()),
+            (1, "", "")
+        );
+        let expected = Census {
+            unplanned: 0,
+            pending: 0,
+            running: 1,
+            finished: 0,
+        };
+        assert_eq!(queue.census(), expected);
     }
 }

@@ -51,10 +51,9 @@ pub async fn run(
     listed_runs: watch::Receiver<bool>,
     end: CancellationToken,
 ) -> Result<(), Infallible> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource());
+    let api: Api<DynamicObject> = Api::all_with(client, &resource());
     let mut stream = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut keeper = Keeper {
-        client,
         queue,
         missed,
         end: end.clone(),
@@ -70,9 +69,15 @@ pub async fn run(
             event = stream.next() => match event {
                 Some(Ok(Event::Init)) => listed.clear(),
                 Some(Ok(Event::InitApply(object))) => listed.extend(keeper.seen(&object)),
-                Some(Ok(Event::InitDone)) => keeper.missed.restores.listed(&std::mem::take(&mut listed)),
+                Some(Ok(Event::InitDone)) => {
+                    keeper.missed.restores.listed(&std::mem::take(&mut listed));
+                    keeper.wake_orphans();
+                }
                 Some(Ok(Event::Apply(object))) => drop(keeper.seen(&object)),
-                Some(Ok(Event::Delete(object))) => keeper.missed.restores.remove(object.metadata.uid.as_deref().unwrap_or_default()),
+                Some(Ok(Event::Delete(object))) => {
+                    keeper.missed.restores.remove(object.metadata.uid.as_deref().unwrap_or_default());
+                    keeper.wake_orphans();
+                }
                 // Without Velero on the cluster there is nothing to watch; the watcher asks again with growing pauses.
                 Some(Err(error)) => tracing::debug!(%error, "the watch of Velero's Restores failed"),
                 None => return Ok(()),
@@ -84,7 +89,6 @@ pub async fn run(
 }
 
 struct Keeper {
-    client: Client,
     queue: Arc<Queue>,
     missed: Arc<Missed>,
     end: CancellationToken,
@@ -113,6 +117,14 @@ impl Keeper {
         Some(uid)
     }
 
+    /// Wakes the runs whose Restore is gone.
+    fn wake_orphans(&self) {
+        self.queue.wake(|run| {
+            let restore = run.spec.plan.restore.as_ref();
+            restore.is_some_and(|restore| self.missed.restores.get(&restore.uid).is_none())
+        });
+    }
+
     /// Writes the results that are ready.
     async fn settle_all(&mut self) {
         let all = self.missed.restores.all();
@@ -129,7 +141,7 @@ impl Keeper {
             if !looked_through {
                 continue;
             }
-            if let Err(error) = settle(&self.client, &self.queue, restore).await {
+            if let Err(error) = settle(&self.missed, &self.queue, restore).await {
                 tracing::warn!(restore = restore.name, %error, "the result could not be written yet");
             }
         }
@@ -137,7 +149,8 @@ impl Keeper {
 }
 
 /// Judges a restore that Velero has finished, and writes the result if there is one.
-async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result<(), kube::Error> {
+async fn settle(missed: &Missed, queue: &Queue, restore: &RestoreInfo) -> Result<(), kube::Error> {
+    let client = &missed.client;
     let runs = queue.runs_of(&restore.uid);
     let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
     let mut verdict = result::judge(restore, 0, &runs, clock::now());
@@ -196,6 +209,7 @@ async fn settle(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Result
                 failed,
                 "the result of a restore's hooks is written"
             );
+            missed.tell_end(restore, &verdict, &runs).await;
             Ok(())
         }
         // Somebody else wrote in between: the next look sees it.

@@ -5,7 +5,7 @@ mod report;
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt, api::PostParams, runtime::events::EventType};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -19,6 +19,8 @@ use super::{
     missed::{Missed, Resolved},
     pod_view::PodView,
     queue::{Queue, RunKey},
+    setback::Setbacks,
+    stale,
     step::{self, Situation, Step},
 };
 use crate::{
@@ -53,6 +55,8 @@ pub struct Context<E> {
     pub process: String,
     /// Fires when nothing new may be started.
     pub stop: CancellationToken,
+    /// How long a run may wait before it says what for.
+    pub report_after: SignedDuration,
     /// How many commands may run at once.
     pub slots: Arc<Semaphore>,
     /// True once both watches have listed what there is.
@@ -85,23 +89,23 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
         context: &context,
         key: key.clone(),
     };
-    let mut pause = FIRST_PAUSE;
+    let mut setbacks = Setbacks::default();
     while !context.stop.is_cancelled() {
         let due = match task.turn().await {
             Ok(Turn::Again) => {
-                pause = FIRST_PAUSE;
+                setbacks.clear();
                 continue;
             }
             Ok(Turn::Over) if context.queue.may_end(&key, &bell) => return,
             Ok(Turn::Over) => continue,
             Ok(Turn::Sleep(due)) => due.map(|due| until(due, clock::now())),
             Err(error) => {
-                tracing::warn!(namespace = key.namespace, run = key.name, %error, "a run could not go on; it is tried again");
+                let advice = setbacks.after(&error);
+                task.tell_setback(&advice, &error).await;
                 // What failed may have been written all the same, or by somebody else: look again.
                 task.run = None;
                 task.permit = None;
-                pause = (pause * 2).min(MAX_PAUSE);
-                Some(pause)
+                Some(advice.pause)
             }
         };
         let timer = async {
@@ -169,6 +173,12 @@ impl<E: Exec> RunTask<'_, E> {
                 .map(|()| Turn::Over);
         };
         let restore = run.spec.plan.restore.as_ref();
+        if let Some(restore) = restore
+            && self.context.missed.is_gone(restore).await?
+            && let Some(end) = stale::without_restore(&run.spec, restore, status, clock::now())
+        {
+            return self.write(end).await.map(|()| Turn::Again);
+        }
         let cancelled = restore.and_then(|restore| self.context.queue.cancelled(&restore.uid));
         let pod = match pod {
             Some(pod) if run.spec.plan.status_restored => Some(pod.without_foreign_states()),
@@ -181,6 +191,7 @@ impl<E: Exec> RunTask<'_, E> {
             now: clock::now(),
             process: &self.context.process,
             cancelled: cancelled.as_deref(),
+            report_after: self.context.report_after,
         };
         let step = step::next(&situation);
         if !matches!(step, Step::Execute { .. }) {

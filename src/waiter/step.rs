@@ -4,9 +4,11 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::{
+    budget, conditions,
     end::{cancelling_failure, conclude, pod_end, runs_commands, settle},
     init,
     pod_view::{ContainerView, PodView},
+    waiting,
 };
 use crate::{
     api::hook_run::{Attempt, HookRunSpec, HookRunStatus, HookState, InitState, RunPhase},
@@ -32,6 +34,8 @@ pub struct Situation<'a> {
     pub process: &'a str,
     /// Why hooks of this restore that have not started are cancelled, if so.
     pub cancelled: Option<&'a str>,
+    /// How long a run may wait before it says what for.
+    pub report_after: SignedDuration,
 }
 
 /// What to do next.
@@ -68,6 +72,31 @@ pub enum Outcome {
 
 /// What to do next for a run. To be asked only while this process runs none of its commands.
 pub fn next(situation: &Situation) -> Step {
+    let Situation { spec, pod, now, .. } = *situation;
+    match decide(situation) {
+        Step::Execute { hook, mut status } => {
+            conditions::refresh(&mut status, now);
+            Step::Execute { hook, status }
+        }
+        Step::Record(mut status) => {
+            if !status.phase.is_final()
+                && let Some(waiting) = waiting::reason(spec, &status, pod)
+            {
+                status.message = waiting::words(&waiting);
+            }
+            conditions::refresh(&mut status, now);
+            Step::Record(status)
+        }
+        Step::Wait(due) => match waiting::report(situation) {
+            waiting::Report::Now(status) => Step::Record(status),
+            waiting::Report::At(report) => Step::Wait(Some(due.map_or(report, |due| due.min(report)))),
+            waiting::Report::Nothing => Step::Wait(due),
+        },
+        Step::Done => Step::Done,
+    }
+}
+
+fn decide(situation: &Situation) -> Step {
     let Situation {
         spec,
         status,
@@ -75,6 +104,7 @@ pub fn next(situation: &Situation) -> Step {
         now,
         process,
         cancelled,
+        ..
     } = *situation;
     if status.phase.is_final() {
         return Step::Done;
@@ -111,6 +141,8 @@ pub fn next(situation: &Situation) -> Step {
             settle(state, HookState::Cancelled, reason, message.clone());
         } else if let Some(message) = own_failure.as_deref().or(cancelled) {
             settle(state, HookState::Cancelled, "AnotherHookFailed", message);
+        } else if let Some((end, reason, message)) = waiting::never(hook, pod) {
+            settle(state, end, reason, message);
         } else if let Some((limit, reason)) = expired(hook, spec, now) {
             let waited_for = wanted_condition(hook, pod);
             let message = format!("not executed: {limit} after the pod's creation {waited_for}");
@@ -169,7 +201,13 @@ pub fn record(
             settle(state, HookState::Unknown, "ConnectionLost", message);
         }
     }
+    budget::fit(&mut new);
     conclude(spec, &mut new, None, now);
+    if !new.phase.is_final() {
+        let ended = new.post.iter().filter(|state| state.state.is_final()).count();
+        new.message = format!("{ended} of {} post hooks have ended", new.post.len());
+    }
+    conditions::refresh(&mut new, now);
     new
 }
 

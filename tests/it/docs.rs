@@ -47,7 +47,7 @@ fn exists(parts: &[&str]) -> bool {
 
 #[test]
 fn tests_that_pages_name_exist() {
-    for (page, at_least) in [("docs/differences-from-velero.md", 30)] {
+    for (page, at_least) in [("docs/differences-from-velero.md", 30), ("docs/results.md", 7)] {
         let text = fs::read_to_string(page).unwrap();
         let named = named_tests(&text);
         assert!(named.len() >= at_least, "{page} names {} tests", named.len());

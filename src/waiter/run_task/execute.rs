@@ -49,6 +49,7 @@ impl<E: Exec> RunTask<'_, E> {
                     argv: &post.command,
                     timeout: post.exec_timeout,
                 };
+                counts::started(metrics, &run.spec, clock::now());
                 counts::timed(metrics, self.context.exec.run(command)).await
             }
         };

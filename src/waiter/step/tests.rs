@@ -77,6 +77,9 @@ fn pod(running: &[&str]) -> PodView {
         run_mark: None,
         queued: true,
         phase: "Running".to_owned(),
+        reason: None,
+        unscheduled: None,
+        declared: vec![],
         terminating: false,
         containers: containers.collect(),
     }
@@ -90,6 +93,7 @@ fn step(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, secon
         now: at(second),
         process: ME,
         cancelled: None,
+        report_after: SignedDuration::MAX,
     })
 }
 
@@ -208,6 +212,7 @@ fn a_failure_elsewhere_in_the_restore_cancels_with_its_reason() {
         now: at(1),
         process: ME,
         cancelled: Some("hook x failed"),
+        report_after: SignedDuration::MAX,
     };
     let end = recorded(next(&situation));
     assert_eq!(
@@ -472,7 +477,7 @@ mod any_order {
                 for _ in 0..20 {
                     if running.is_some() { break }
                     let name = format!("process-{process}");
-                    let situation = Situation { spec: &spec, status: &status, pod: view.as_ref(), now: at(second), process: &name, cancelled };
+                    let situation = Situation { spec: &spec, status: &status, pod: view.as_ref(), now: at(second), process: &name, cancelled, report_after: SignedDuration::from_secs(30) };
                     match next(&situation) {
                         Step::Execute { hook, status: new } => { running = Some(hook); status = new }
                         Step::Record(new) => { prop_assert_ne!(&new, &status); status = new }

@@ -1,0 +1,172 @@
+//! What a run waits for, in words, and when it is time to say so. Pure.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    conditions::{self, WAITING},
+    init,
+    pod_view::{ContainerView, PodView},
+    step::Situation,
+};
+use crate::{
+    api::hook_run::{HookRunSpec, HookRunStatus, HookState, InitState},
+    hooks::PostHook,
+};
+
+/// What a run waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    /// A word for machines: the kubelet's own where it has one.
+    pub(super) reason: String,
+    /// A sentence that follows "waits: ".
+    pub(super) message: String,
+}
+
+/// The longest time between two reports of what has changed.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
+
+/// What is to be said about a run that waits.
+pub(super) enum Report {
+    /// Write this status: it says what the run waits for.
+    Now(HookRunStatus),
+    /// Look again at this time.
+    At(Timestamp),
+    /// Nothing.
+    Nothing,
+}
+
+/// A run that waits says why once it has waited for a while, and again when the reason has changed, with growing pauses: a
+/// container that crashes again and again causes a bounded number of writes.
+pub(super) fn report(situation: &Situation) -> Report {
+    let Situation { spec, status, now, .. } = *situation;
+    let Some(waiting) = reason(spec, status, situation.pod) else {
+        return Report::Nothing;
+    };
+    let said = status.conditions.iter().find(|condition| condition.type_ == WAITING);
+    let is_waiting = said.filter(|said| said.status == "True");
+    if is_waiting.is_some_and(|said| said.reason == waiting.reason) {
+        return Report::Nothing;
+    }
+    let created = spec.pod.created_at;
+    let last = said.map_or(created, |said| said.last_transition_time.0);
+    let pause = match is_waiting {
+        Some(_) => last
+            .duration_since(created)
+            .clamp(situation.report_after, LONGEST_PAUSE.max(situation.report_after)),
+        None => situation.report_after,
+    };
+    match last.checked_add(pause) {
+        Ok(due) if due > now => Report::At(due),
+        Ok(_) => {
+            let mut new = status.clone();
+            new.message = words(&waiting);
+            conditions::waits(&mut new, &waiting, now);
+            Report::Now(new)
+        }
+        Err(_) => Report::Nothing,
+    }
+}
+
+/// The message of a run that waits.
+pub(super) fn words(waiting: &Waiting) -> String {
+    format!("waits: {}", waiting.message)
+}
+
+/// What the first hook that waits needs, or else an init container that is watched.
+pub(super) fn reason(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>) -> Option<Waiting> {
+    let pod = pod?;
+    let waits = |reason: &str, message: String| {
+        Some(Waiting {
+            reason: reason.to_owned(),
+            message,
+        })
+    };
+    let mut hooks = spec.plan.post.iter().zip(&status.post);
+    if let Some((hook, _)) = hooks.find(|(_, state)| state.state == HookState::Waiting) {
+        let name = &hook.container;
+        if let Some(why) = &pod.unscheduled {
+            let word = why.split(':').next().unwrap_or_default();
+            return waits(word, format!("the pod has no node ({why})"));
+        }
+        let Some(view) = pod.containers.get(name) else {
+            return waits("ContainerNotRunning", format!("container {name} does not run yet"));
+        };
+        if view.running {
+            let not_ready = hook.wait_for_ready && !view.ready;
+            return not_ready
+                .then(|| waits("ContainerNotReady", format!("container {name} runs and is not ready")))
+                .flatten();
+        }
+        if matches!(view.waiting.as_deref(), None | Some("PodInitializing"))
+            && let Some(waiting) = initializing(pod)
+        {
+            return Some(waiting);
+        }
+        let word = view.waiting.as_deref().unwrap_or("ContainerNotRunning");
+        return waits(word, format!("container {name} does not run ({})", condition(view)));
+    }
+    let mut inits = spec.plan.init.iter().zip(&status.init);
+    let (hook, state) = inits.find(|(_, state)| !init::is_over(state))?;
+    let view = pod.containers.get(&hook.container);
+    let word = view
+        .and_then(|view| view.waiting.as_deref())
+        .unwrap_or(match state.state {
+            InitState::Running => "InitContainerRunning",
+            _ => "InitContainerNotEnded",
+        });
+    let how = view.map_or_else(|| "not started".to_owned(), condition);
+    waits(
+        word,
+        format!("init container {} has not ended well ({how})", hook.container),
+    )
+}
+
+/// Which init container holds the pod up, if one does.
+fn initializing(pod: &PodView) -> Option<Waiting> {
+    let mut init = pod.containers.iter().filter(|(_, view)| view.init && !view.ready);
+    // Those behind it wait for it.
+    let (name, view) = init.find(|(_, view)| {
+        view.running || view.waiting.as_deref().is_some_and(|why| why != "PodInitializing") || view.ended.is_some()
+    })?;
+    let word = view.waiting.as_deref().filter(|why| *why != "PodInitializing");
+    Some(Waiting {
+        reason: word.unwrap_or("PodInitializing").to_owned(),
+        message: format!("init container {name} has not ended ({})", condition(view)),
+    })
+}
+
+/// How a container stands.
+fn condition(view: &ContainerView) -> String {
+    let ended = view
+        .ended
+        .as_ref()
+        .map(|ended| format!("it has ended with exit code {}", ended.exit_code));
+    let waiting = match (&view.waiting, &view.waiting_message) {
+        (Some(why), Some(message)) => Some(format!("{why}: {message}")),
+        (why, _) => why.clone(),
+    };
+    match (view.running, waiting, ended) {
+        (true, ..) => "it runs".to_owned(),
+        (_, Some(waiting), Some(ended)) => format!("{waiting}; {ended}"),
+        (_, Some(words), None) | (_, None, Some(words)) => words,
+        (_, None, None) => "not started".to_owned(),
+    }
+}
+
+/// Why a hook can never run in this pod, although the pod goes on: end state, reason and words.
+pub(super) fn never(hook: &PostHook, pod: Option<&PodView>) -> Option<(HookState, &'static str, String)> {
+    let (pod, name) = (pod?, &hook.container);
+    if !pod.declared.is_empty() && !pod.declared.contains(name) {
+        let message = format!("the pod has no container {name}; it has {}", pod.declared.join(", "));
+        return Some((HookState::Skipped, "ContainerMissing", message));
+    }
+    let view = pod.containers.get(name).filter(|view| view.over)?;
+    let code = view.ended.as_ref().map_or(0, |ended| ended.exit_code);
+    let message = format!(
+        "container {name} has ended (exit code {code}) and its restart policy does not start it again; the hook had not been started"
+    );
+    Some((HookState::Cancelled, "ContainerEnded", message))
+}
+
+#[cfg(test)]
+mod tests;
