@@ -109,6 +109,23 @@ pub enum PlanError {
 }
 
 impl Plan {
+    /// A plan in which there is nothing to do.
+    pub fn nothing() -> Self {
+        Self {
+            version: VERSION,
+            restore: None,
+            planned_at: Timestamp::UNIX_EPOCH,
+            resolved: true,
+            late_for: None,
+            status_restored: false,
+            post: Vec::new(),
+            init: Vec::new(),
+            moved: BTreeMap::new(),
+            problems: Vec::new(),
+            digest: String::new(),
+        }
+    }
+
     /// Reads a plan from the pod's annotation.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         #[derive(Deserialize)]

@@ -2,11 +2,14 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
-use kube::CustomResource;
+use kube::{CustomResource, api::DynamicObject};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{digest, plan::Plan};
+use crate::{
+    digest,
+    plan::{self, Plan, PlanError},
+};
 
 /// The frozen plan of one pod of one restore. Only the waiter creates `HookRun`s.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,6 +59,40 @@ impl PodIdentity {
         let cut: String = self.name.chars().take(200).collect();
         let hex = digest::hex(&self.uid, 5);
         format!("{}-{hex}", cut.trim_end_matches(['.', '-']))
+    }
+}
+
+impl HookRun {
+    /// Reads one as the API server gives it. One that a newer Reveille has planned is read as far as it must be understood
+    /// here: whose it is, and how it stands.
+    pub fn read(object: DynamicObject) -> Result<Self, serde_json::Error> {
+        let metadata = object.metadata.clone();
+        let value = serde_json::to_value(object)?;
+        let part = |path: &str| value.pointer(path).cloned().unwrap_or_default();
+        let version = part("/spec/plan/version").as_u64().unwrap_or_default();
+        if version <= u64::from(plan::VERSION) {
+            return serde_json::from_value(value);
+        }
+        let plan = Plan {
+            version: u32::try_from(version).unwrap_or(u32::MAX),
+            restore: serde_json::from_value(part("/spec/plan/restore")).unwrap_or_default(),
+            ..Plan::nothing()
+        };
+        let pod = serde_json::from_value(part("/spec/pod"))?;
+        let phase = serde_json::from_value(part("/status/phase")).unwrap_or(RunPhase::Pending);
+        let mut run = Self::new(metadata.name.as_deref().unwrap_or_default(), HookRunSpec { pod, plan });
+        run.metadata = metadata;
+        run.status = Some(HookRunStatus {
+            phase,
+            message: PlanError::Newer(run.spec.plan.version).to_string(),
+            ..HookRunStatus::default()
+        });
+        Ok(run)
+    }
+
+    /// A newer Reveille has planned it: nothing is done with it here.
+    pub fn is_newer(&self) -> bool {
+        self.spec.plan.version > plan::VERSION
     }
 }
 

@@ -1,9 +1,10 @@
-//! What both servers stand on: logs, health, metrics, shutdown, clients, clock, certificates.
+//! What both servers stand on: logs, health, metrics, shutdown, clients, clock, certificates, leader election.
 
 pub mod ca_store;
 pub mod clock;
 pub mod health;
 pub mod kube;
+pub mod lease;
 pub mod lent_token;
 pub mod metrics;
 pub mod pki;

@@ -120,7 +120,7 @@ pub fn lost_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
             "the HookRun that recorded it was deleted; it may have run",
         );
     }
-    conclude(spec, &mut status, None, now);
+    conclude(spec, &mut status, true, now);
     conditions::refresh(&mut status, now);
     status
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-use super::{init, pod_view::PodView, step::RUN_LIMIT};
+use super::{init, pod_view::PodView};
 use crate::{
     api::hook_run::{HookRunSpec, HookRunStatus, HookState, PostStatus, RunPhase},
     hooks::OnError,
@@ -52,12 +52,11 @@ pub(super) fn pod_end(pod: Option<&PodView>) -> Option<(&'static str, String)> {
     }
 }
 
-/// Sets the phase once nothing can change any more.
-pub(super) fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, pod: Option<&PodView>, now: Timestamp) {
+/// Sets the phase once nothing can change any more. `settled`: init containers are not waited for any longer.
+pub(super) fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, settled: bool, now: Timestamp) {
     let hooks_are_final = status.post.iter().all(|state| state.state.is_final());
     // Where no command is to be run, the run exists to watch the init containers.
     let runs_commands = runs_commands(status);
-    let settled = pod_end(pod).is_some() || now.duration_since(spec.pod.created_at) >= RUN_LIMIT;
     let init_is_final = runs_commands || settled || status.init.iter().all(init::is_over);
     if !hooks_are_final || !init_is_final {
         return;

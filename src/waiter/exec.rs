@@ -12,9 +12,10 @@ use kube::{
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
+    attempt::Outcome,
     events::cut,
     output::{OutputRules, Tail, escape},
-    step::Outcome,
+    result_file,
 };
 use crate::{duration::GoDuration, infra::kube::reason};
 
@@ -24,6 +25,9 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 const KUBELET_ANSWERS: Duration = Duration::from_secs(10);
 /// The longest reason that is kept, in bytes.
 const REASON_LIMIT: usize = 1024;
+
+/// The longest first line that may be an answer, in bytes, but for one chunk.
+const ANSWER_LIMIT: usize = 4096;
 
 /// What container runtimes and the kubelet say of a command that did not start.
 const NOT_STARTED: [&str; 8] = [
@@ -50,6 +54,8 @@ pub struct Command<'a> {
     pub argv: &'a [String],
     /// How long it may take.
     pub timeout: GoDuration,
+    /// It is a script of [`super::result_file`]: its first line is an answer, and what follows is the output of another command.
+    pub answers: bool,
 }
 
 /// How a command ended, and the end of its output.
@@ -61,6 +67,8 @@ pub struct Report {
     pub stdout: String,
     /// The end of its standard error, escaped.
     pub stderr: String,
+    /// The first line of a script that answers.
+    pub answer: String,
 }
 
 impl Report {
@@ -74,7 +82,14 @@ impl Report {
             outcome,
             stdout: String::new(),
             stderr: String::new(),
+            answer: String::new(),
         }
+    }
+
+    /// The same output with another outcome.
+    #[must_use]
+    pub fn with(self, outcome: Outcome) -> Self {
+        Self { outcome, ..self }
     }
 }
 
@@ -98,7 +113,7 @@ impl ApiExec {
         Self { client, rules }
     }
 
-    async fn attach(&self, command: &Command<'_>, stdout: &mut Tail, stderr: &mut Tail) -> Outcome {
+    async fn attach(&self, command: &Command<'_>, output: &mut Output) -> Outcome {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), command.namespace);
         let parameters = AttachParams::default()
             .container(command.container)
@@ -118,7 +133,11 @@ impl ApiExec {
                 None => None,
             }
         });
-        let mut output = std::pin::pin!(join(read(out, stdout), read(err, stderr)));
+        let answer = command.answers.then_some(&mut output.answer);
+        let mut output = std::pin::pin!(join(
+            read(out, &mut output.stdout, answer),
+            read(err, &mut output.stderr, None)
+        ));
         let status = tokio::select! {
             status = &mut status => {
                 // When the connection breaks, the streams are dropped without an end: reading on would wait for ever.
@@ -130,7 +149,8 @@ impl ApiExec {
         let ended = process.join().await;
         match (status, ended) {
             (Some(status), _) => match from_status(&status) {
-                Outcome::Exited(0) => self.doubt_success(&pods, command).await,
+                // Who answers is believed by the answer.
+                Outcome::Exited(0) if !command.answers => self.doubt_success(&pods, command).await,
                 outcome => outcome,
             },
             (None, Err(error)) => Outcome::Lost(error.to_string()),
@@ -140,11 +160,12 @@ impl ApiExec {
 }
 
 impl ApiExec {
-    fn report(&self, outcome: Outcome, stdout: &Tail, stderr: &Tail) -> Report {
+    fn report(&self, outcome: Outcome, output: &Output) -> Report {
         Report {
             outcome,
-            stdout: stdout.text(&self.rules),
-            stderr: stderr.text(&self.rules),
+            stdout: output.stdout.text(&self.rules),
+            stderr: output.stderr.text(&self.rules),
+            answer: String::new(),
         }
     }
 
@@ -175,24 +196,53 @@ impl ApiExec {
 
 impl Exec for ApiExec {
     async fn run(&self, command: Command<'_>) -> Report {
-        let (mut stdout, mut stderr) = (Tail::new(self.rules.tail), Tail::new(self.rules.tail));
+        let mut output = Output::new(self.rules.tail);
         let limit = command.timeout.to_std().unwrap_or(Duration::ZERO);
-        let attached = self.attach(&command, &mut stdout, &mut stderr);
+        let attached = self.attach(&command, &mut output);
         let outcome = match tokio::time::timeout(limit, attached).await {
             Ok(outcome) => outcome,
             // Dropping the future closes the stream; exec has no signal, so the command itself goes on.
-            Err(_) => Outcome::TimedOut(command.timeout),
+            Err(_) => Outcome::TimedOut {
+                limit: command.timeout,
+                ended: false,
+            },
         };
-        match outcome {
+        let answer = String::from_utf8_lossy(&output.answer).into_owned();
+        if let Some((stdout, stderr)) = result_file::sizes(&answer) {
+            output.stdout.was(stdout);
+            output.stderr.was(stderr);
+        }
+        let report = match outcome {
             // The kubelet and the runtime may quote the command.
-            Outcome::Refused(why) => Report::silent(Outcome::Refused(self.rules.words(&why))),
-            Outcome::Lost(why) => self.report(Outcome::Lost(self.rules.words(&why)), &stdout, &stderr),
-            outcome => self.report(outcome, &stdout, &stderr),
+            Outcome::Refused(why) => return Report::silent(Outcome::Refused(self.rules.words(&why))),
+            Outcome::Lost(why) => self.report(Outcome::Lost(self.rules.words(&why)), &output),
+            outcome => self.report(outcome, &output),
+        };
+        Report { answer, ..report }
+    }
+}
+
+/// What comes out of a command.
+struct Output {
+    /// The first line of a script that answers.
+    answer: Vec<u8>,
+    stdout: Tail,
+    stderr: Tail,
+}
+
+impl Output {
+    /// Nothing yet; so many bytes of each stream can be shown.
+    fn new(shown: usize) -> Self {
+        Self {
+            answer: Vec::new(),
+            stdout: Tail::new(shown),
+            stderr: Tail::new(shown),
         }
     }
 }
 
-async fn read(stream: Option<impl AsyncRead + Unpin>, tail: &mut Tail) {
+/// Reads a stream to its end; the first line goes to `answer`, if there is to be one.
+async fn read(stream: Option<impl AsyncRead + Unpin>, tail: &mut Tail, mut answer: Option<&mut Vec<u8>>) {
     let Some(mut stream) = stream else { return };
     // On the heap: thousands of waiting runs hold this future.
     let mut buffer = vec![0_u8; 8192];
@@ -201,7 +251,22 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, tail: &mut Tail) {
         let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
             return;
         };
-        tail.push(chunk);
+        let Some(line) = &mut answer else {
+            tail.push(chunk);
+            continue;
+        };
+        let (first, rest) = match chunk.iter().position(|byte| *byte == b'\n') {
+            Some(end) => (chunk.get(..end), chunk.get(end + 1..)),
+            None => (Some(chunk), None),
+        };
+        // What is longer is no answer.
+        if line.len() < ANSWER_LIMIT {
+            line.extend(first.unwrap_or_default());
+        }
+        if let Some(rest) = rest {
+            answer = None;
+            tail.push(rest);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The waiter: takes planned pods in, waits for their containers, runs their commands, and records what became of each.
 
+pub mod attempt;
 pub mod begin;
 pub mod budget;
 mod conditions;
@@ -7,6 +8,7 @@ mod counts;
 pub mod end;
 pub mod events;
 pub mod exec;
+pub mod gate;
 mod init;
 pub mod intake;
 pub mod missed;
@@ -15,7 +17,9 @@ pub mod pod_view;
 pub mod queue;
 pub mod redact;
 pub mod restores;
+pub mod result_file;
 mod retention;
+mod retry;
 pub mod run_task;
 mod setback;
 mod stale;
@@ -27,13 +31,22 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use tokio::{net::TcpListener, sync::Semaphore};
+use kube::Client;
+use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     duration::GoDuration,
-    infra::{ca_store, clock, health, kube::clients, lent_token, metrics::Metrics, shutdown::Shutdown},
+    infra::{
+        ca_store, clock, health,
+        kube::clients,
+        lease::{Elector, End, Standing},
+        lent_token,
+        metrics::Metrics,
+        shutdown::Shutdown,
+    },
 };
+use gate::Gate;
 use queue::Queue;
 use run_task::Context;
 
@@ -76,6 +89,18 @@ pub struct WaiterArgs {
     /// How many commands may run at once.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     max_concurrent_hooks: u16,
+    /// How many of them in one namespace.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    max_concurrent_hooks_per_namespace: u16,
+    /// How long a whole run may take, from the pod's creation (Go duration): what has not started by then is not started.
+    #[arg(long, default_value = "24h", value_parser = run_limit)]
+    run_limit: GoDuration,
+    /// The Lease by which one of several waiters leads; made here if it is not there.
+    #[arg(long, default_value = "reveille-waiter")]
+    lease: String,
+    /// How long the Lease is valid, in seconds: after a crash another waiter takes over when this time is over.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=600))]
+    lease_seconds: u16,
     /// How long running commands may take to end after SIGTERM, in seconds; after that their end is not known.
     #[arg(long, default_value_t = 600)]
     drain_seconds: u64,
@@ -89,18 +114,18 @@ pub struct WaiterArgs {
     /// This process' pod, for Events and claims.
     #[arg(long, env = "POD_NAME", hide = true)]
     pod_name: Option<String>,
+    /// Its uid: an earlier process of the same pod is dead.
+    #[arg(long, env = "POD_UID", hide = true)]
+    pod_uid: Option<String>,
 }
 
-/// Runs the waiter until SIGTERM.
+/// Runs the waiter until SIGTERM, or until another process leads in its place.
 pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
     let WaiterArgs {
         health_listen,
-        namespace,
-        service,
-        ca_secret,
-        webhook_configuration,
         mode,
         marker_labels,
+        service,
         ..
     } = &args;
     tracing::info!(%mode, ?marker_labels, service, "the waiter starts");
@@ -108,7 +133,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals()?;
     let metrics = Arc::new(Metrics::waiter());
     let readiness = health::Readiness::default();
-    let synced_gate = readiness.gate("watches");
+    let readable = readiness.gate("lease");
     let listener = TcpListener::bind(health_listen)
         .await
         .with_context(|| format!("can't listen on {health_listen}"))?;
@@ -122,67 +147,135 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
     );
     if let (Some(account), Some(folder)) = (&args.webhook_account, &args.webhook_token_folder) {
         // Each replica for its own webhook, whoever leads.
-        let (client, namespace) = (clients.api.clone(), namespace.clone());
+        let (client, namespace) = (clients.api.clone(), args.namespace.clone());
         let lender = lent_token::run_lender(client, namespace, account.clone(), folder.clone(), shutdown.ended());
         shutdown.spawn_background("webhook-token", lender);
     }
-    if let Some(configuration) = webhook_configuration {
+    let exec = exec::ApiExec::new(clients.exec, args.output.rules()?);
+    let life = shutdown.clone();
+    shutdown.spawn_foreground("leader", async move {
+        lead(&args, clients.api, exec, &life, metrics, || readable.set(true)).await
+    });
+    Ok(shutdown.finish(Duration::from_secs(5)).await?)
+}
+
+/// Waits for the Lease, works as long as it is held, gives it up, and finishes what runs. A process leads once: when another
+/// has taken the Lease it ends, and the kubelet starts the next.
+async fn lead(
+    args: &WaiterArgs,
+    client: Client,
+    exec: exec::ApiExec,
+    shutdown: &Shutdown,
+    metrics: Arc<Metrics>,
+    readable: impl Fn(),
+) -> Result<(), LostLease> {
+    let own = Names::of(args);
+    let standing = Arc::new(Standing::new(
+        own.process,
+        Duration::from_secs(args.lease_seconds.into()),
+    ));
+    let mut elector = Elector::new(
+        &standing,
+        client.clone(),
+        &args.namespace,
+        &args.lease,
+        own.predecessors,
+    );
+    let stopping = shutdown.stopping();
+    if !elector.acquire(&stopping, readable).await {
+        return Ok(());
+    }
+    let tasks = TaskTracker::new();
+    let gate = start(args, client, exec, shutdown, metrics, &standing, &tasks);
+    let end = elector.keep(&stopping).await;
+    // Nothing new starts from here on, also where it was another process that ended this one's time.
+    shutdown.stop();
+    tasks.close();
+    let running = gate.close() > 0;
+    if end == End::Stopped {
+        elector.release(running).await;
+    }
+    if running {
+        let limit = Duration::from_secs(args.drain_seconds);
+        let finished = async {
+            if tokio::time::timeout(limit, tasks.wait()).await.is_err() {
+                tracing::warn!(
+                    running = tasks.len(),
+                    "commands that still run are left; their end will not be known"
+                );
+            }
+        };
+        elector.finish(finished).await;
+    }
+    match end {
+        End::Stopped => Ok(()),
+        End::Lost(holder) => Err(LostLease(holder)),
+    }
+}
+
+/// Another process leads.
+#[derive(Debug, thiserror::Error)]
+#[error("the Lease is held by {0:?} now: this process ends")]
+struct LostLease(String);
+
+/// Starts what the leader does, and returns the gate through which its commands start.
+fn start(
+    args: &WaiterArgs,
+    client: Client,
+    exec: exec::ApiExec,
+    shutdown: &Shutdown,
+    metrics: Arc<Metrics>,
+    standing: &Arc<Standing>,
+    tasks: &TaskTracker,
+) -> Arc<Gate> {
+    if let Some(configuration) = &args.webhook_configuration {
         let publisher = ca_store::run_ca_publisher(
-            clients.api.clone(),
-            namespace.clone(),
-            ca_secret.clone(),
+            client.clone(),
+            args.namespace.clone(),
+            args.ca_secret.clone(),
             configuration.clone(),
             Arc::clone(&metrics),
-            shutdown.ended(),
+            shutdown.stopping(),
         );
         shutdown.spawn_background("ca-publisher", publisher);
     }
-
     let (synced, is_synced) = tokio::sync::watch::channel(false);
     let is_listed = is_synced.clone();
     let queue = Arc::new(Queue::default());
-    let events = events::Events::new(clients.api.clone(), args.pod_name.clone());
+    let events = events::Events::new(client.clone(), args.pod_name.clone());
     let missed = Arc::new(missed::Missed {
-        client: clients.api.clone(),
+        client: client.clone(),
         events: events.clone(),
-        mode: *mode,
+        mode: args.mode,
         excluded_namespaces: args.excluded_namespaces.clone(),
         namespace_selector: args.namespace_selector.clone().unwrap_or_default(),
         restores: Arc::default(),
     });
+    let gate = Arc::new(Gate::new(
+        Arc::clone(standing),
+        args.max_concurrent_hooks.into(),
+        args.max_concurrent_hooks_per_namespace.into(),
+    ));
     let context = Arc::new(Context {
-        client: clients.api.clone(),
-        exec: exec::ApiExec::new(clients.exec, args.output.rules()?),
+        client: client.clone(),
+        exec,
         queue,
         events,
         metrics,
         missed,
-        process: process_name(args.pod_name.as_deref()),
+        process: standing.process().to_owned(),
         stop: shutdown.stopping(),
+        standing: Arc::clone(standing),
+        gate: Arc::clone(&gate),
+        run_limit: args.run_limit.to_signed(),
         report_after: args.report_waiting_after.to_signed(),
-        slots: Arc::new(Semaphore::new(args.max_concurrent_hooks.into())),
         synced: is_synced,
     });
-    let tasks = TaskTracker::new();
-    spawn_watches(&shutdown, clients.api.clone(), &context, &tasks, move || {
+    spawn_watches(shutdown, client, &context, tasks, move || {
         synced.send_replace(true);
-        synced_gate.set(true);
     });
-    spawn_restores(&shutdown, &context, is_listed, args.retention);
-
-    let (stopping, drain) = (shutdown.stopping(), Duration::from_secs(args.drain_seconds));
-    shutdown.spawn_foreground("runs", async move {
-        stopping.cancelled().await;
-        tasks.close();
-        if tokio::time::timeout(drain, tasks.wait()).await.is_err() {
-            tracing::warn!(
-                running = tasks.len(),
-                "commands that still run are left; their end will not be known"
-            );
-        }
-        Ok::<_, Infallible>(())
-    });
-    Ok(shutdown.finish(Duration::from_secs(5)).await?)
+    spawn_restores(shutdown, &context, is_listed, args.retention);
+    gate
 }
 
 /// Follows planned pods and `HookRun`s, with a task for each unfinished run. `on_listed` is called once both lists are
@@ -201,6 +294,7 @@ fn spawn_watches(
         }
     };
     let (queue, ended) = (Arc::clone(&context.queue), shutdown.ended());
+    let standing = Arc::clone(&context.standing);
     shutdown.spawn_background("watches", async move {
         let lists = tokio::sync::Semaphore::new(0);
         let listed = || lists.add_permits(1);
@@ -213,6 +307,7 @@ fn spawn_watches(
             () = watch::pods(client.clone(), &queue, once(listed), start.clone()) => {}
             () = watch::runs(client, &queue, once(listed), start.clone()) => {}
             () = both => {}
+            () = wake_when_others_end(&standing, &queue) => {}
             () = ended.cancelled() => {}
         }
         Ok::<_, Infallible>(())
@@ -232,7 +327,7 @@ fn spawn_restores(
         Arc::clone(queue),
         Arc::clone(missed),
         is_listed,
-        shutdown.ended(),
+        shutdown.stopping(),
     );
     shutdown.spawn_background("restores", restores);
     let retention = retention::run(
@@ -241,7 +336,7 @@ fn spawn_restores(
         Arc::clone(&missed.restores),
         Arc::clone(&context.metrics),
         retention,
-        shutdown.ended(),
+        shutdown.stopping(),
     );
     shutdown.spawn_background("retention", retention);
 }
@@ -265,13 +360,38 @@ fn namespace_selector(text: &str) -> Result<kube::core::Selector, String> {
     crate::hooks::matching::selector(Some(&value))
 }
 
-/// A name for this process in claims: a restarted container has the same pod name, and must not take its predecessor's
-/// attempts for its own.
-fn process_name(pod_name: Option<&str>) -> String {
-    format!(
-        "{}/{}-{}",
-        pod_name.unwrap_or("local"),
-        clock::now().as_microsecond(),
-        std::process::id()
-    )
+fn run_limit(text: &str) -> Result<GoDuration, String> {
+    let limit: GoDuration = text.parse().map_err(|error| format!("{error}"))?;
+    if limit.is_negative() || limit.is_zero() {
+        return Err("it must be more than nothing".to_owned());
+    }
+    Ok(limit)
+}
+
+/// Lets all runs look again when a process that finishes its commands has come or gone.
+async fn wake_when_others_end(standing: &Standing, queue: &Queue) {
+    loop {
+        standing.changed().await;
+        queue.ring_all();
+    }
+}
+
+/// What this process and those before it are called in claims.
+struct Names {
+    process: String,
+    predecessors: Option<String>,
+}
+
+impl Names {
+    /// A restarted container has the same pod, and must not take its predecessor's attempts for its own; but it knows that the
+    /// predecessor is dead.
+    fn of(args: &WaiterArgs) -> Self {
+        let pod = args.pod_name.as_deref().unwrap_or("local");
+        let predecessors = args.pod_uid.as_ref().map(|uid| format!("{pod}/{uid}/"));
+        let prefix = predecessors.clone().unwrap_or_else(|| format!("{pod}/"));
+        Self {
+            process: format!("{prefix}{}-{}", clock::now().as_microsecond(), std::process::id()),
+            predecessors,
+        }
+    }
 }

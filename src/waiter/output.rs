@@ -76,6 +76,11 @@ impl Tail {
         self.total = self.total.saturating_add(chunk.len() as u64);
     }
 
+    /// Only the end of the stream was told; it had this many bytes in all.
+    pub fn was(&mut self, total: u64) {
+        self.total = self.total.max(total);
+    }
+
     /// The text for people: without secrets; half characters and what is no UTF-8 become `\u{fffd}`, control characters but
     /// new lines and tabs are escaped, and what was left out is said.
     pub fn text(&self, rules: &OutputRules) -> String {

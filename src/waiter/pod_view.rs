@@ -50,6 +50,8 @@ pub struct PodView {
 #[derive(Clone, Debug, Default, PartialEq)]
 #[allow(clippy::struct_excessive_bools)] // facts that do not depend on each other
 pub struct ContainerView {
+    /// The container runtime's name for it, another after each restart.
+    pub id: Option<String>,
     /// It runs now.
     pub running: bool,
     /// It is ready now.
@@ -157,6 +159,7 @@ impl ContainerView {
             .and_then(|state| state.terminated.as_ref())
             .or_else(|| status.last_state.as_ref().and_then(|state| state.terminated.as_ref()));
         Self {
+            id: status.container_id.clone(),
             running: running.is_some(),
             ready: status.ready,
             started_at: running

@@ -189,6 +189,13 @@ impl Queue {
         self.lock().cancelled.get(restore_uid).cloned()
     }
 
+    /// Wakes all runs.
+    pub fn ring_all(&self) {
+        for bell in self.lock().bells.values() {
+            bell.notify_one();
+        }
+    }
+
     /// The task of a run is about to end; false if its bell has rung since it last looked: then it must look again.
     pub fn may_end(&self, key: &RunKey, bell: &Notify) -> bool {
         // Bells are rung under this lock, so none can ring in between.

@@ -83,7 +83,7 @@ pub async fn run(
                 None => return Ok(()),
             },
             // Before all runs are listed, those that are missing would count as none.
-            _ = tick.tick(), if *listed_runs.borrow() => keeper.settle_all().await,
+            _ = tick.tick() => if *listed_runs.borrow() { keeper.settle_all().await },
         }
     }
 }

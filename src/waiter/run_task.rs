@@ -7,14 +7,19 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client, ResourceExt, api::PostParams, runtime::events::EventType};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject, PostParams},
+    runtime::events::EventType,
+};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     begin,
-    events::Events,
+    events::{self, Events},
     exec::Exec,
+    gate::{Gate, Place},
     intake::{self, Intake},
     missed::{Missed, Resolved},
     pod_view::PodView,
@@ -25,15 +30,17 @@ use super::{
 };
 use crate::{
     api::{HookRun, hook_run::PodIdentity},
-    infra::{clock, metrics::Metrics, pod_edit::PodEdit},
+    infra::{clock, lease::Standing, metrics::Metrics, pod_edit::PodEdit},
     names::RUN_ANNOTATION,
-    plan::Plan,
+    plan::{Plan, PlanError},
 };
 
 /// The first pause after an error.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause between two tries after an error.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// How often a task looks whether this process holds the Lease again, after the API server could not be reached.
+const LEASE_POLL: Duration = Duration::from_secs(1);
 /// How often a pod that has left the watch but still exists is looked at.
 const UNWATCHED_POLL: Duration = Duration::from_secs(10);
 
@@ -55,10 +62,14 @@ pub struct Context<E> {
     pub process: String,
     /// Fires when nothing new may be started.
     pub stop: CancellationToken,
+    /// Whether this process leads, and which other processes still finish their commands.
+    pub standing: Arc<Standing>,
+    /// Lets commands start.
+    pub gate: Arc<Gate>,
+    /// How long a whole run may take, from the pod's creation.
+    pub run_limit: SignedDuration,
     /// How long a run may wait before it says what for.
     pub report_after: SignedDuration,
-    /// How many commands may run at once.
-    pub slots: Arc<Semaphore>,
     /// True once both watches have listed what there is.
     pub synced: watch::Receiver<bool>,
 }
@@ -85,7 +96,7 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
         marked: false,
         reported: false,
         cleaned: false,
-        permit: None,
+        place: None,
         context: &context,
         key: key.clone(),
     };
@@ -104,7 +115,7 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
                 task.tell_setback(&advice, &error).await;
                 // What failed may have been written all the same, or by somebody else: look again.
                 task.run = None;
-                task.permit = None;
+                task.place = None;
                 Some(advice.pause)
             }
         };
@@ -127,6 +138,10 @@ fn until(due: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(due.duration_since(now)).unwrap_or_default() + Duration::from_millis(10)
 }
 
+fn newer_run(run: &HookRun) -> String {
+    PlanError::Newer(run.spec.plan.version).to_string()
+}
+
 struct RunTask<'a, E> {
     context: &'a Context<E>,
     key: RunKey,
@@ -139,16 +154,19 @@ struct RunTask<'a, E> {
     /// The plan has been taken off the pod.
     cleaned: bool,
     /// A place among the commands that may run at once.
-    permit: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
 }
 
 impl<E: Exec> RunTask<'_, E> {
     async fn turn(&mut self) -> Result<Turn, kube::Error> {
         if self.run.is_none() {
             self.run = match self.context.queue.run(&self.key) {
-                Some(run) => self.runs().get_opt(&run.name_any()).await?,
+                Some(_) => self.run_now().await?,
                 None => None,
             };
+        }
+        if let Some(run) = self.run.as_ref().filter(|run| run.is_newer()) {
+            return Ok(self.leave_to_newer(&run.spec.pod.clone(), &newer_run(run)).await);
         }
         let watched = self.context.queue.pod(&self.key);
         let pod = match (&watched, &self.run) {
@@ -190,15 +208,18 @@ impl<E: Exec> RunTask<'_, E> {
             pod: pod.as_ref(),
             now: clock::now(),
             process: &self.context.process,
+            finishing: &self.context.standing.finishing(clock::now()),
+            run_limit: self.context.run_limit,
             cancelled: cancelled.as_deref(),
             report_after: self.context.report_after,
         };
         let step = step::next(&situation);
         if !matches!(step, Step::Execute { .. }) {
-            self.permit = None;
+            self.place = None;
         }
         match step {
             Step::Execute { hook, status } => self.execute(hook, status).await,
+            Step::Collect { hook, status } => self.collect(hook, status).await,
             Step::Record(status) => self.write(status).await.map(|()| Turn::Again),
             Step::Wait(due) if watched.is_none() && pod.is_some() => {
                 let look = clock::now().checked_add(UNWATCHED_POLL).ok();
@@ -215,7 +236,7 @@ impl<E: Exec> RunTask<'_, E> {
             Intake::Create(run) => {
                 self.run = match self.runs().create(&PostParams::default(), &run).await {
                     Ok(run) => Some(run),
-                    Err(kube::Error::Api(status)) if status.code == 409 => Some(self.runs().get(&self.key.name).await?),
+                    Err(kube::Error::Api(status)) if status.code == 409 => self.run_now().await?,
                     Err(error) => return Err(error),
                 };
             }
@@ -245,14 +266,20 @@ impl<E: Exec> RunTask<'_, E> {
             Intake::Ready => return Ok(None),
             Intake::Resolve(why) => return self.resolve(pod, plan, &why).await.map(Some),
             Intake::LeaveToNewer(why) => {
-                if !std::mem::replace(&mut self.reported, true) {
-                    self.say(pod, EventType::Warning, "PlanNotUnderstood", "plan", &why)
-                        .await;
-                }
-                return Ok(Some(Turn::Sleep(None)));
+                return Ok(Some(self.leave_to_newer(&pod.identity, &why).await));
             }
         }
         Ok(Some(Turn::Again))
+    }
+
+    /// Says once that only a newer Reveille can go on.
+    async fn leave_to_newer(&mut self, pod: &PodIdentity, why: &str) -> Turn {
+        if !std::mem::replace(&mut self.reported, true) {
+            let about = events::pod_reference(&self.key.namespace, &pod.name, &pod.uid);
+            let (type_, reason) = (EventType::Warning, "PlanNotUnderstood");
+            self.context.events.publish(&about, type_, reason, "plan", why).await;
+        }
+        Turn::Sleep(None)
     }
 
     /// A plan that is none for this pod, or that the webhook could not make: is the pod from a restore that is known by now?
@@ -323,6 +350,16 @@ impl<E: Exec> RunTask<'_, E> {
             .as_ref()
             .and_then(PodView::read)
             .filter(|pod| pod.identity.uid == uid))
+    }
+
+    /// The run as it is now. One that a newer Reveille has planned is read as far as it is understood.
+    async fn run_now(&self) -> Result<Option<HookRun>, kube::Error> {
+        let resource = ApiResource::erase::<HookRun>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), &self.key.namespace, &resource);
+        let Some(object) = api.get_opt(&self.key.name).await? else {
+            return Ok(None);
+        };
+        HookRun::read(object).map(Some).map_err(kube::Error::SerdeError)
     }
 
     fn pods(&self) -> Api<Pod> {

@@ -2,11 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{
-    begin::stale_status,
-    conditions,
-    end::{conclude, settle},
-};
+use super::{attempt::call_off, begin::stale_status, conditions, end::conclude};
 use crate::{
     api::hook_run::{HookRunSpec, HookRunStatus, HookState},
     plan::RestoreRef,
@@ -30,12 +26,12 @@ pub(super) fn without_restore(
     }
     let mut new = status.clone();
     for post in new.post.iter_mut().filter(|post| post.state == HookState::Waiting) {
-        settle(post, HookState::Cancelled, "RestoreGone", message.clone());
+        call_off(post, HookState::Cancelled, "RestoreGone", &message);
     }
     if new.post == status.post {
         return None;
     }
-    conclude(spec, &mut new, None, now);
+    conclude(spec, &mut new, true, now);
     conditions::refresh(&mut new, now);
     Some(new)
 }

@@ -1,23 +1,25 @@
 //! The waiter's state machine: what to do next for one run. Pure and total: no clock, no client, an answer for every input.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::{
-    budget, conditions,
-    end::{cancelling_failure, conclude, pod_end, runs_commands, settle},
+    attempt::{self, Outcome},
+    conditions,
+    end::{cancelling_failure, conclude, pod_end, runs_commands},
     init,
     pod_view::{ContainerView, PodView},
     waiting,
 };
 use crate::{
-    api::hook_run::{Attempt, HookRunSpec, HookRunStatus, HookState, InitState, RunPhase},
+    api::hook_run::{Attempt, HookRunSpec, HookRunStatus, HookState, InitState, PostStatus},
     duration::GoDuration,
     hooks::PostHook,
 };
 
-/// How long a whole run may take, from the pod's creation.
-pub const RUN_LIMIT: SignedDuration = SignedDuration::from_hours(24);
+/// How long a whole run may take, from the pod's creation, where nobody says otherwise.
+pub const DEFAULT_RUN_LIMIT: SignedDuration = SignedDuration::from_hours(24);
 
 /// All that the next step depends on.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,10 @@ pub struct Situation<'a> {
     pub now: Timestamp,
     /// The name of this process: attempts that it started are its own.
     pub process: &'a str,
+    /// Other processes that still finish the attempts that they started, each with the time until which it is known to live.
+    pub finishing: &'a BTreeMap<String, Timestamp>,
+    /// How long a whole run may take, from the pod's creation.
+    pub run_limit: SignedDuration,
     /// Why hooks of this restore that have not started are cancelled, if so.
     pub cancelled: Option<&'a str>,
     /// How long a run may wait before it says what for.
@@ -49,25 +55,20 @@ pub enum Step {
         /// The status to write first.
         status: HookRunStatus,
     },
+    /// Write this status, in which this process takes over the last attempt of the hook; only when that is done, look for its
+    /// result file. The process that started it is gone.
+    Collect {
+        /// The hook's index in the plan.
+        hook: usize,
+        /// The status to write first.
+        status: HookRunStatus,
+    },
     /// Write this status.
     Record(HookRunStatus),
     /// Nothing, until something changes or this time comes.
     Wait(Option<Timestamp>),
     /// Nothing any more.
     Done,
-}
-
-/// How an execution ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// With this exit code.
-    Exited(i32),
-    /// It never started, and why.
-    Refused(String),
-    /// Its time was over; the command may still be running.
-    TimedOut(GoDuration),
-    /// The connection broke: nobody knows.
-    Lost(String),
 }
 
 /// What to do next for a run. To be asked only while this process runs none of its commands.
@@ -79,7 +80,8 @@ pub fn next(situation: &Situation) -> Step {
             Step::Execute { hook, status }
         }
         Step::Record(mut status) => {
-            if !status.phase.is_final()
+            if !is_busy(&status)
+                && !status.phase.is_final()
                 && let Some(waiting) = waiting::reason(spec, &status, pod)
             {
                 status.message = waiting::words(&waiting);
@@ -87,6 +89,12 @@ pub fn next(situation: &Situation) -> Step {
             conditions::refresh(&mut status, now);
             Step::Record(status)
         }
+        Step::Collect { hook, mut status } => {
+            conditions::refresh(&mut status, now);
+            Step::Collect { hook, status }
+        }
+        // It says already whose command is waited for.
+        Step::Wait(due) if is_busy(situation.status) => Step::Wait(due),
         Step::Wait(due) => match waiting::report(situation) {
             waiting::Report::Now(status) => Step::Record(status),
             waiting::Report::At(report) => Step::Wait(Some(due.map_or(report, |due| due.min(report)))),
@@ -96,6 +104,11 @@ pub fn next(situation: &Situation) -> Step {
     }
 }
 
+/// A command has been started and its end is not recorded.
+fn is_busy(status: &HookRunStatus) -> bool {
+    status.post.iter().any(|state| state.state == HookState::Started)
+}
+
 fn decide(situation: &Situation) -> Step {
     let Situation {
         spec,
@@ -103,6 +116,7 @@ fn decide(situation: &Situation) -> Step {
         pod,
         now,
         process,
+        run_limit,
         cancelled,
         ..
     } = *situation;
@@ -113,22 +127,28 @@ fn decide(situation: &Situation) -> Step {
     for (hook, state) in spec.plan.init.iter().zip(&mut new.init) {
         init::observe(hook, state, pod, now);
     }
-    for state in new.post.iter_mut().filter(|state| state.state == HookState::Started) {
-        if state
-            .attempts
-            .last()
-            .is_none_or(|attempt| attempt.claimed_by != process)
-        {
-            let text =
-                "the process that started it is gone, so its end is not known; it may have run in part or to its end";
-            settle(state, HookState::Unknown, "ProcessGone", text);
+    for index in 0..new.post.len() {
+        match take_up(situation, &mut new, index) {
+            TakenUp::Nothing => {}
+            TakenUp::Own => {
+                return Step::Execute {
+                    hook: index,
+                    status: new,
+                };
+            }
+            TakenUp::Result => {
+                return Step::Collect {
+                    hook: index,
+                    status: new,
+                };
+            }
+            // In a pod one command runs at a time.
+            TakenUp::Others(_) if worth_writing(status, &new) => return Step::Record(new),
+            TakenUp::Others(until) => return Step::Wait(Some(until)),
         }
     }
-    // Whoever asks is not running a command: a start that this process has recorded, it has not begun.
-    if let Some(hook) = new.post.iter().position(|state| state.state == HookState::Started) {
-        return Step::Execute { hook, status: new };
-    }
     let end = pod_end(pod);
+    let waited = now.duration_since(spec.pod.created_at);
     let own_failure = cancelling_failure(spec, &new);
     for (hook, state) in spec
         .plan
@@ -138,86 +158,93 @@ fn decide(situation: &Situation) -> Step {
         .filter(|(_, state)| state.state == HookState::Waiting)
     {
         if let Some((reason, message)) = &end {
-            settle(state, HookState::Cancelled, reason, message.clone());
+            attempt::call_off(state, HookState::Cancelled, reason, message);
         } else if let Some(message) = own_failure.as_deref().or(cancelled) {
-            settle(state, HookState::Cancelled, "AnotherHookFailed", message);
+            attempt::call_off(state, HookState::Cancelled, "AnotherHookFailed", message);
         } else if let Some((end, reason, message)) = waiting::never(hook, pod) {
-            settle(state, end, reason, message);
-        } else if let Some((limit, reason)) = expired(hook, spec, now) {
+            attempt::call_off(state, end, reason, &message);
+        } else if let Some((limit, reason)) = expired(hook, state, waited, run_limit) {
             let waited_for = wanted_condition(hook, pod);
             let message = format!("not executed: {limit} after the pod's creation {waited_for}");
-            settle(state, HookState::WaitTimedOut, reason, message);
+            attempt::call_off(state, HookState::WaitTimedOut, reason, &message);
         }
     }
-    if let Some(hook) = runnable(spec, &new, pod) {
-        start(&mut new, hook, process, now);
+    if let Some(hook) = runnable(spec, &new, pod, now) {
+        attempt::begin(&mut new, hook, pod, process, now);
         return Step::Execute { hook, status: new };
     }
-    conclude(spec, &mut new, pod, now);
+    conclude(spec, &mut new, end.is_some() || waited >= run_limit, now);
     if worth_writing(status, &new) {
         return Step::Record(new);
     }
-    Step::Wait(deadline(spec, &new, now))
+    Step::Wait(deadline(spec, &new, run_limit, now))
 }
 
-/// The status after an execution has ended.
-pub fn record(
-    spec: &HookRunSpec,
-    status: &HookRunStatus,
-    hook: usize,
-    outcome: &Outcome,
-    (stdout, stderr): (String, String),
-    now: Timestamp,
-) -> HookRunStatus {
-    let mut new = status.clone();
-    let Some(state) = new.post.get_mut(hook).filter(|state| state.state == HookState::Started) else {
-        return new;
+/// What a hook that has been started comes to.
+enum TakenUp {
+    /// It has not been started, or its last attempt has an end now.
+    Nothing,
+    /// Its last attempt is this process' own.
+    Own,
+    /// Its result file has to be looked for.
+    Result,
+    /// Another process is about to tell its end; until this time it is known to live.
+    Others(Timestamp),
+}
+
+/// Looks at a hook that may have been started: by whom?
+fn take_up(situation: &Situation, new: &mut HookRunStatus, index: usize) -> TakenUp {
+    let Situation { spec, now, process, .. } = *situation;
+    let hook = spec.plan.post.get(index);
+    let state = new
+        .post
+        .get_mut(index)
+        .filter(|state| state.state == HookState::Started);
+    let Some((hook, state)) = hook.zip(state) else {
+        return TakenUp::Nothing;
     };
-    if let Some(attempt) = state.attempts.last_mut() {
-        attempt.finished_at = Some(MicroTime(now));
-        attempt.stdout = stdout;
-        attempt.stderr = stderr;
-        attempt.exit_code = if let Outcome::Exited(code) = outcome {
-            Some(*code)
-        } else {
-            None
-        };
+    // Whoever asks is not running a command: a start that this process has recorded, it has not begun.
+    let owner = state.attempts.last().map(Attempt::owner);
+    if owner == Some(process) {
+        let is_collected = state
+            .attempts
+            .last()
+            .is_some_and(|attempt| attempt.collected_by.is_some());
+        return if is_collected { TakenUp::Result } else { TakenUp::Own };
     }
-    match outcome {
-        Outcome::Exited(0) => settle(state, HookState::Succeeded, "", ""),
-        Outcome::Exited(code) => settle(state, HookState::Failed, "NonZeroExitCode", format!("exit code {code}")),
-        Outcome::Refused(why) => settle(
-            state,
-            HookState::Failed,
-            "NotStarted",
-            format!("the command could not be started: {why}"),
-        ),
-        Outcome::TimedOut(limit) => {
-            let message = format!("it did not end within {limit}; the command may still be running");
-            settle(state, HookState::ExecTimedOut, "ExecTimedOut", message);
-        }
-        Outcome::Lost(why) => {
-            let message = format!("the connection broke before the exit code came, so its end is not known: {why}");
-            settle(state, HookState::Unknown, "ConnectionLost", message);
-        }
+    if let Some(until) = owner.and_then(|owner| situation.finishing.get(owner)) {
+        new.message = format!(
+            "hook {} is finished by the waiter that started it, which is ending",
+            hook.name
+        );
+        return TakenUp::Others(*until);
     }
-    budget::fit(&mut new);
-    conclude(spec, &mut new, None, now);
-    if !new.phase.is_final() {
-        let ended = new.post.iter().filter(|state| state.state.is_final()).count();
-        new.message = format!("{ended} of {} post hooks have ended", new.post.len());
+    if hook.result_file.is_some()
+        && let Some(attempt) = state.attempts.last_mut()
+    {
+        attempt.collected_by = Some(process.to_owned());
+        return TakenUp::Result;
     }
-    conditions::refresh(&mut new, now);
-    new
+    attempt::finish(hook, state, &Outcome::ProcessGone, &spec.pod.uid, now);
+    TakenUp::Nothing
 }
 
 /// Which limit is over for a waiting hook, if any.
-fn expired(hook: &PostHook, spec: &HookRunSpec, now: Timestamp) -> Option<(GoDuration, &'static str)> {
-    let waited = now.duration_since(spec.pod.created_at);
-    if !hook.wait_timeout.is_zero() && waited >= hook.wait_timeout.to_signed() {
+fn expired(
+    hook: &PostHook,
+    state: &PostStatus,
+    waited: SignedDuration,
+    run_limit: SignedDuration,
+) -> Option<(GoDuration, &'static str)> {
+    if waits_with_a_limit(hook, state) && waited >= hook.wait_timeout.to_signed() {
         return Some((hook.wait_timeout, "WaitTimedOut"));
     }
-    (waited >= RUN_LIMIT).then(|| (GoDuration::from_secs(RUN_LIMIT.as_secs()), "RunLimit"))
+    (waited >= run_limit).then(|| (GoDuration::from_secs(run_limit.as_secs()), "RunLimit"))
+}
+
+/// The limit is for the time up to the first attempt.
+fn waits_with_a_limit(hook: &PostHook, state: &PostStatus) -> bool {
+    !hook.wait_timeout.is_zero() && state.attempts.is_empty()
 }
 
 /// What a hook waits for, in words that follow "after … ".
@@ -238,47 +265,21 @@ fn is_up(hook: &PostHook, container: &ContainerView) -> bool {
 }
 
 /// The first hook in the order of the plan that waits, whose container is up, and before which no other of its container waits.
-fn runnable(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>) -> Option<usize> {
+fn runnable(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, now: Timestamp) -> Option<usize> {
     let pod = pod?;
     let mut blocked: Vec<&str> = Vec::new();
     for (index, (hook, state)) in spec.plan.post.iter().zip(&status.post).enumerate() {
         if state.state != HookState::Waiting || blocked.contains(&hook.container.as_str()) {
             continue;
         }
-        if pod
-            .containers
-            .get(&hook.container)
-            .is_some_and(|container| is_up(hook, container))
-        {
+        let is_due = state.next_attempt_at.as_ref().is_none_or(|time| time.0 <= now);
+        let container = pod.containers.get(&hook.container);
+        if is_due && container.is_some_and(|container| is_up(hook, container)) {
             return Some(index);
         }
         blocked.push(&hook.container);
     }
     None
-}
-
-fn start(status: &mut HookRunStatus, hook: usize, process: &str, now: Timestamp) {
-    let Some(state) = status.post.get_mut(hook) else { return };
-    let number = u32::try_from(state.attempts.len())
-        .unwrap_or(u32::MAX)
-        .saturating_add(1);
-    state.attempts.push(Attempt {
-        number,
-        claimed_by: process.to_owned(),
-        collected_by: None,
-        container_id: None,
-        started_at: MicroTime(now),
-        finished_at: None,
-        exit_code: None,
-        reason: String::new(),
-        message: String::new(),
-        stdout: String::new(),
-        stderr: String::new(),
-    });
-    settle(state, HookState::Started, "", "");
-    status.phase = RunPhase::Running;
-    status.message = format!("runs hook {} in container {}", state.name, state.container);
-    status.started_at.get_or_insert(MicroTime(now));
 }
 
 /// Progress of init containers alone is written when one has failed, or when nothing else will be written.
@@ -291,27 +292,27 @@ fn worth_writing(old: &HookRunStatus, new: &HookRunStatus) -> bool {
             .count()
     };
     old.post != new.post
+        || old.message != new.message
         || old.phase != new.phase
         || failures(old) != failures(new)
         || (!runs_commands(old) && old.init != new.init)
 }
 
 /// The next time at which something is due by the clock alone.
-fn deadline(spec: &HookRunSpec, status: &HookRunStatus, now: Timestamp) -> Option<Timestamp> {
-    let waiting = spec
-        .plan
-        .post
-        .iter()
-        .zip(&status.post)
-        .filter(|(_, state)| state.state == HookState::Waiting);
-    let limits = waiting.map(|(hook, _)| {
-        if hook.wait_timeout.is_zero() {
-            RUN_LIMIT
-        } else {
-            hook.wait_timeout.to_signed()
-        }
-    });
-    let limits = limits.chain(std::iter::once(RUN_LIMIT));
+fn deadline(
+    spec: &HookRunSpec,
+    status: &HookRunStatus,
+    run_limit: SignedDuration,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let hooks = spec.plan.post.iter().zip(&status.post);
+    let waiting = hooks.filter(|(_, state)| state.state == HookState::Waiting);
+    let limits = waiting
+        .clone()
+        .filter(|(hook, state)| waits_with_a_limit(hook, state))
+        .map(|(hook, _)| hook.wait_timeout.to_signed())
+        .chain(std::iter::once(run_limit));
+    let retries = waiting.filter_map(|(_, state)| Some(state.next_attempt_at.as_ref()?.0));
     let init = spec
         .plan
         .init
@@ -321,6 +322,7 @@ fn deadline(spec: &HookRunSpec, status: &HookRunStatus, now: Timestamp) -> Optio
     limits
         .filter_map(|limit| spec.pod.created_at.checked_add(limit).ok())
         .chain(init)
+        .chain(retries)
         .filter(|due| *due > now)
         .min()
 }

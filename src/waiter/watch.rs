@@ -63,8 +63,8 @@ pub async fn runs(client: Client, queue: &Queue, listed: impl Fn(), start: impl 
     follow(stream, "hookruns", listed, |change| {
         let read = |object: DynamicObject| {
             let name = object.metadata.name.clone().unwrap_or_default();
-            let run = serde_json::to_value(object).and_then(serde_json::from_value::<HookRun>);
-            run.inspect_err(|error| tracing::warn!(run = name, %error, "a HookRun can't be read; it is left alone"))
+            HookRun::read(object)
+                .inspect_err(|error| tracing::warn!(run = name, %error, "a HookRun can't be read; it is left alone"))
                 .ok()
         };
         match change {

@@ -25,6 +25,11 @@ The name of all objects. Cut at 50 characters, so that names derived from it (Se
 {{- include "reveille.fullname" . -}}-ca
 {{- end -}}
 
+{{/* Lease by which one waiter leads. The waiter makes it. */}}
+{{- define "reveille.waiterLease" -}}
+{{- include "reveille.fullname" . -}}-waiter
+{{- end -}}
+
 {{- define "reveille.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "reveille.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -87,6 +92,10 @@ velero.io/exclude-from-backup: "true"
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
+- name: POD_UID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.uid
 - name: POD_NAMESPACE
   valueFrom:
     fieldRef:

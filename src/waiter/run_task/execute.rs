@@ -1,31 +1,50 @@
 //! Running a hook's command between the record of its start and that of its end.
 
-use std::sync::Arc;
-
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::PostParams;
 
-use super::{FIRST_PAUSE, MAX_PAUSE, RunTask, Turn};
+use super::{FIRST_PAUSE, LEASE_POLL, MAX_PAUSE, RunTask, Turn, until};
 use crate::{
-    api::{HookRunStatus, hook_run::HookState},
+    api::{
+        HookRun, HookRunStatus,
+        hook_run::{Attempt, HookState},
+    },
+    hooks::PostHook,
     infra::clock,
     waiter::{
+        attempt::{self, Outcome},
         counts,
         exec::{Command, Exec, Report},
-        step,
+        result_file::{Answer, Files, pause_after},
     },
 };
+
+/// How long after its time was over the end of a command is looked for, where nobody answers.
+const LOOK_ON: jiff::SignedDuration = jiff::SignedDuration::from_mins(2);
+
+/// What is to be written after a start was recorded.
+pub(super) enum End {
+    /// The command has not been begun and may not be any more: the start is taken back.
+    Withdrawn,
+    /// It has ended, or its end is not known.
+    Ended(Report),
+}
 
 impl<E: Exec> RunTask<'_, E> {
     /// Records the start, runs the command, records the end.
     pub(super) async fn execute(&mut self, hook: usize, started: HookRunStatus) -> Result<Turn, kube::Error> {
-        if self.permit.is_none() {
+        if self.place.is_none() {
             tokio::select! {
-                permit = Arc::clone(&self.context.slots).acquire_owned() => self.permit = permit.ok(),
+                place = self.context.gate.place(&self.key.namespace) => self.place = place,
                 () = self.context.stop.cancelled() => {}
             }
             // A place may have been long in coming: whether the hook may still start is asked again.
             return Ok(Turn::Again);
         }
+        // From here on this process says that it lives, until the end is written.
+        let Some(claim) = self.context.gate.claim() else {
+            return Ok(Turn::Sleep(clock::now().checked_add(LEASE_POLL).ok()));
+        };
         self.write_start(started).await?;
         let Some(run) = self.run.clone() else {
             return Ok(Turn::Over);
@@ -33,29 +52,165 @@ impl<E: Exec> RunTask<'_, E> {
         let Some(post) = run.spec.plan.post.get(hook) else {
             return Ok(Turn::Over);
         };
-        let (pod, metrics) = (&run.spec.pod, &self.context.metrics);
-        // Exec goes by name: is it still that very pod? Nothing is run if that can't be told.
-        let report = match self.pod_now(&pod.name, &pod.uid).await {
-            Err(error) => Report::refused(&format!("the pod could not be looked at before the start: {error}")),
-            Ok(None) => Report::refused("the pod is gone"),
-            Ok(Some(now)) if now.terminating => Report::refused("the pod is being deleted"),
-            Ok(Some(_)) => {
-                let (namespace, name, container) = (&self.key.namespace, &pod.name, &post.container);
-                tracing::info!(namespace, pod = name, container, hook = post.name, "a post hook starts");
-                let command = Command {
-                    namespace,
-                    pod: name,
-                    container,
-                    argv: &post.command,
-                    timeout: post.exec_timeout,
-                };
-                counts::started(metrics, &run.spec, clock::now());
-                counts::timed(metrics, self.context.exec.run(command)).await
-            }
-        };
-        self.write_end(hook, &report).await;
-        self.permit = None;
+        let end = self.begin(&run, hook, post).await;
+        self.write_end(hook, &end).await;
+        drop(claim);
+        if matches!(end, End::Withdrawn) {
+            // What the start waits for comes with the watch.
+            tokio::time::sleep(FIRST_PAUSE).await;
+        }
+        self.place = None;
         Ok(Turn::Again)
+    }
+
+    /// Runs a command whose start is recorded, if it may still be run.
+    async fn begin(&self, run: &HookRun, hook: usize, post: &PostHook) -> End {
+        let pod = &run.spec.pod;
+        let recorded = last_attempt(run.status.as_ref(), hook).and_then(|attempt| attempt.container_id.as_ref());
+        // Exec goes by name: is it still that very pod? Nothing is run if that can't be told.
+        let refused = match self.pod_now(&pod.name, &pod.uid).await {
+            Err(kube::Error::Api(status)) if status.code < 500 => {
+                format!("the pod could not be looked at before the start: {}", status.message)
+            }
+            Err(_) => return End::Withdrawn,
+            Ok(None) => "the pod is gone".to_owned(),
+            Ok(Some(now)) if now.terminating => "the pod is being deleted".to_owned(),
+            // The container was restarted meanwhile: is it up, and ready where that is asked?
+            Ok(Some(now)) if now.containers.get(&post.container).and_then(|view| view.id.as_ref()) != recorded => {
+                return End::Withdrawn;
+            }
+            // All this may have taken its time.
+            Ok(Some(_)) if !self.context.gate.is_open() => return End::Withdrawn,
+            Ok(Some(_)) => String::new(),
+        };
+        if !refused.is_empty() {
+            return End::Ended(Report::refused(&refused));
+        }
+        let (namespace, name, container) = (&self.key.namespace, &pod.name, &post.container);
+        tracing::info!(namespace, pod = name, container, hook = post.name, "a post hook starts");
+        counts::started(&self.context.metrics, &run.spec, clock::now());
+        let command = async {
+            if let Some(folder) = &post.result_file {
+                return self.run_with_result_file(run, hook, post, folder).await;
+            }
+            let command = Command {
+                namespace,
+                pod: name,
+                container,
+                argv: &post.command,
+                timeout: post.exec_timeout,
+                answers: false,
+            };
+            self.context.exec.run(command).await
+        };
+        End::Ended(counts::timed(&self.context.metrics, command).await)
+    }
+
+    /// Runs a command under the script that keeps its result.
+    async fn run_with_result_file(&self, run: &HookRun, hook: usize, post: &PostHook, folder: &str) -> Report {
+        let files = self.files(run, hook, post, folder);
+        let (answer, report) = files.start(&self.context.exec, &post.command, post.exec_timeout).await;
+        match (answer, &report.outcome) {
+            (Some(Answer::Exited(code)), _) => report.with(Outcome::Exited(code)),
+            (Some(Answer::Refused(why)), _) => Report::refused(&why),
+            (None, Outcome::Refused(_)) => report,
+            // The connection broke, or the time is over.
+            _ => self.look_for_result(run, hook, post, folder).await,
+        }
+    }
+
+    /// Takes over an attempt of a process that is gone: its result file tells how it ended.
+    pub(super) async fn collect(&mut self, hook: usize, taken_over: HookRunStatus) -> Result<Turn, kube::Error> {
+        let Some(claim) = self.context.gate.claim() else {
+            return Ok(Turn::Sleep(clock::now().checked_add(LEASE_POLL).ok()));
+        };
+        self.write_start(taken_over).await?;
+        let Some(run) = self.run.clone() else {
+            return Ok(Turn::Over);
+        };
+        let Some((post, folder)) = run
+            .spec
+            .plan
+            .post
+            .get(hook)
+            .and_then(|post| Some((post, post.result_file.as_ref()?)))
+        else {
+            return Ok(Turn::Over);
+        };
+        let (namespace, pod) = (&self.key.namespace, &run.spec.pod.name);
+        tracing::info!(
+            namespace,
+            pod,
+            hook = post.name,
+            "the result file of a post hook is looked for"
+        );
+        let report = self.look_for_result(&run, hook, post, folder).await;
+        self.write_end(hook, &End::Ended(report)).await;
+        drop(claim);
+        Ok(Turn::Again)
+    }
+
+    /// Looks for the result of a command until it is there or its time is over; then ends the command.
+    async fn look_for_result(&self, run: &HookRun, hook: usize, post: &PostHook, folder: &str) -> Report {
+        let files = self.files(run, hook, post, folder);
+        let attempt = last_attempt(run.status.as_ref(), hook);
+        let began = attempt.map_or_else(clock::now, |attempt| attempt.started_at.0);
+        let due = began.checked_add(post.exec_timeout.to_signed()).unwrap_or(began);
+        let give_up = due.checked_add(LOOK_ON).unwrap_or(due);
+        let mut looks = 0;
+        loop {
+            let lost = |why: &str| Report::refused("").with(Outcome::Lost(why.to_owned()));
+            let pod = self.pod_now(&run.spec.pod.name, &run.spec.pod.uid).await;
+            let is_over = clock::now() >= due;
+            let (answer, report) = match &pod {
+                Ok(None) => return lost("the pod is gone, and its result file with it"),
+                Err(error) => (None, lost(&error.to_string())),
+                Ok(Some(_)) if is_over => files.end(&self.context.exec).await,
+                Ok(Some(_)) => files.look(&self.context.exec).await,
+            };
+            let id = pod
+                .ok()
+                .flatten()
+                .and_then(|pod| pod.containers.get(&post.container)?.id.clone());
+            match answer {
+                Some(Answer::Exited(code)) => return report.with(Outcome::Exited(code)),
+                Some(Answer::NotBegun) if id == attempt.and_then(|attempt| attempt.container_id.clone()) => {
+                    return Report::refused("the waiter that was about to start it was gone before it did");
+                }
+                Some(Answer::NotBegun) => {
+                    return lost("the container was restarted, and there is no result file in it");
+                }
+                Some(Answer::Gone(why) | Answer::Refused(why)) => return lost(&why),
+                Some(Answer::Ended | Answer::Stuck) => {
+                    let ended = answer == Some(Answer::Ended);
+                    let limit = post.exec_timeout;
+                    return report.with(Outcome::TimedOut { limit, ended });
+                }
+                Some(Answer::Running) | None if clock::now() < give_up => {}
+                Some(Answer::Running) | None => {
+                    return lost("nobody could tell what its result file says");
+                }
+            }
+            looks += 1;
+            let pause = if is_over {
+                pause_after(looks)
+            } else {
+                pause_after(looks).min(until(due, clock::now()))
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn files<'b>(&'b self, run: &'b HookRun, hook: usize, post: &'b PostHook, folder: &'b str) -> Files<'b> {
+        let number = last_attempt(run.status.as_ref(), hook).map_or(0, |attempt| attempt.number);
+        let uid = run.metadata.uid.as_deref().unwrap_or_default();
+        Files {
+            namespace: &self.key.namespace,
+            pod: &run.spec.pod.name,
+            container: &post.container,
+            folder,
+            id: format!("{uid}-{hook}-{number}"),
+        }
     }
 
     /// Records the start of an execution. When the answer is lost, it is found out whether the record was made: only this
@@ -73,7 +228,7 @@ impl<E: Exec> RunTask<'_, E> {
         };
         let mut pause = FIRST_PAUSE;
         while !self.context.stop.is_cancelled() {
-            match self.runs().get_opt(&self.key.name).await {
+            match self.run_now().await {
                 Ok(Some(run)) if run.status.as_ref() == Some(&started) => {
                     self.run = Some(run);
                     return Ok(());
@@ -88,29 +243,45 @@ impl<E: Exec> RunTask<'_, E> {
 
     /// Writes the end of an execution. It is known here alone, so it is tried until it is written, each time onto what stands
     /// there by then; unless somebody else has settled this attempt.
-    pub(super) async fn write_end(&mut self, hook: usize, report: &Report) {
+    pub(super) async fn write_end(&mut self, hook: usize, end: &End) {
         let mut pause = FIRST_PAUSE;
-        while let Some((spec, status)) = self
-            .run
-            .as_ref()
-            .and_then(|run| Some((&run.spec, run.status.as_ref()?)))
-        {
+        let now = clock::now();
+        let before = self.run.as_ref().and_then(|run| run.status.clone()).unwrap_or_default();
+        while let Some((run, status)) = self.run.as_ref().and_then(|run| Some((run, run.status.as_ref()?))) {
             let attempt = status
                 .post
                 .get(hook)
                 .filter(|post| post.state == HookState::Started)
                 .and_then(|post| post.attempts.last());
-            if attempt.is_none_or(|attempt| attempt.claimed_by != self.context.process) {
-                tracing::error!(namespace = self.key.namespace, run = self.key.name, outcome = ?report.outcome, "an attempt was settled by somebody else while its command ran");
+            if attempt.is_none_or(|attempt| attempt.owner() != self.context.process) {
+                if matches!(end, End::Ended(report) if is_written(status, hook, &self.context.process, report, now)) {
+                    // Only the answer was lost.
+                    self.tell(&before, run).await;
+                } else {
+                    tracing::error!(
+                        namespace = self.key.namespace,
+                        run = self.key.name,
+                        "an attempt was settled by somebody else while its command ran"
+                    );
+                }
                 return;
             }
-            let output = (report.stdout.clone(), report.stderr.clone());
-            let end = step::record(spec, status, hook, &report.outcome, output, clock::now());
-            let Err(error) = self.write(end).await else { return };
+            let new = match end {
+                End::Withdrawn => attempt::withdraw(status, hook, now),
+                End::Ended(report) => {
+                    let output = (report.stdout.clone(), report.stderr.clone());
+                    attempt::record(&run.spec, status, hook, &report.outcome, output, now)
+                }
+            };
+            let run = run.clone();
+            let Err(error) = self.write(new).await else {
+                self.clean_up(&run, hook).await;
+                return;
+            };
             tracing::warn!(namespace = self.key.namespace, run = self.key.name, %error, "a result could not be written yet");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MAX_PAUSE);
-            match self.runs().get_opt(&self.key.name).await {
+            match self.run_now().await {
                 Ok(Some(fresh)) => self.run = Some(fresh),
                 Ok(None) => {
                     tracing::error!(
@@ -122,6 +293,22 @@ impl<E: Exec> RunTask<'_, E> {
                 }
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Takes the files of a recorded result away; but not the one that says that nothing was begun, and never will be.
+    async fn clean_up(&self, run: &HookRun, hook: usize) {
+        let folder = run
+            .spec
+            .plan
+            .post
+            .get(hook)
+            .and_then(|post| Some((post, post.result_file.as_ref()?)));
+        let recorded = last_attempt(self.run.as_ref().and_then(|run| run.status.as_ref()), hook);
+        if let Some((post, folder)) = folder
+            && recorded.is_some_and(|attempt| attempt.reason != "NotStarted" && attempt.finished_at.is_some())
+        {
+            self.files(run, hook, post, folder).clean(&self.context.exec).await;
         }
     }
 
@@ -140,4 +327,19 @@ impl<E: Exec> RunTask<'_, E> {
         self.run = Some(written);
         Ok(())
     }
+}
+
+fn last_attempt(status: Option<&HookRunStatus>, hook: usize) -> Option<&Attempt> {
+    status?.post.get(hook)?.attempts.last()
+}
+
+/// Whether the status holds this very result: the answer to an earlier write was lost.
+fn is_written(status: &HookRunStatus, hook: usize, process: &str, report: &Report, now: jiff::Timestamp) -> bool {
+    last_attempt(Some(status), hook).is_some_and(|attempt| {
+        let code = match report.outcome {
+            Outcome::Exited(code) => Some(code),
+            _ => None,
+        };
+        attempt.owner() == process && attempt.finished_at == Some(MicroTime(now)) && attempt.exit_code == code
+    })
 }

@@ -2,10 +2,10 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    api::hook_run::PodIdentity,
+    api::hook_run::{PodIdentity, RunPhase},
     hooks::{HookSource, OnError, Retry},
     plan::{self, Plan, PlannedInit},
-    waiter::begin::first_status,
+    waiter::{attempt::record, begin::first_status},
 };
 
 const ME: &str = "me";
@@ -92,6 +92,8 @@ fn step(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, secon
         pod,
         now: at(second),
         process: ME,
+        finishing: &BTreeMap::new(),
+        run_limit: DEFAULT_RUN_LIMIT,
         cancelled: None,
         report_after: SignedDuration::MAX,
     })
@@ -211,6 +213,8 @@ fn a_failure_elsewhere_in_the_restore_cancels_with_its_reason() {
         pod: Some(&running),
         now: at(1),
         process: ME,
+        finishing: &BTreeMap::new(),
+        run_limit: DEFAULT_RUN_LIMIT,
         cancelled: Some("hook x failed"),
         report_after: SignedDuration::MAX,
     };
@@ -322,10 +326,14 @@ fn a_broken_hook_is_skipped_and_the_others_run() {
 fn success_needs_an_exit_code_of_zero_that_was_read() {
     let spec = spec(vec![hook("a")]);
     let (_, started) = executed(step(&spec, &first_status(&spec, at(0)), Some(&pod(&["a"])), 1));
+    let timed_out = Outcome::TimedOut {
+        limit: GoDuration::from_secs(5),
+        ended: false,
+    };
     for (outcome, state) in [
         (Outcome::Exited(1), HookState::Failed),
         (Outcome::Refused("no such file".to_owned()), HookState::Failed),
-        (Outcome::TimedOut(GoDuration::from_secs(5)), HookState::ExecTimedOut),
+        (timed_out, HookState::ExecTimedOut),
         (Outcome::Lost("reset".to_owned()), HookState::Unknown),
     ] {
         let end = record(
@@ -477,9 +485,10 @@ mod any_order {
                 for _ in 0..20 {
                     if running.is_some() { break }
                     let name = format!("process-{process}");
-                    let situation = Situation { spec: &spec, status: &status, pod: view.as_ref(), now: at(second), process: &name, cancelled, report_after: SignedDuration::from_secs(30) };
+                    let situation = Situation { spec: &spec, status: &status, pod: view.as_ref(), now: at(second), process: &name, finishing: &BTreeMap::new(), run_limit: DEFAULT_RUN_LIMIT, cancelled, report_after: SignedDuration::from_secs(30) };
                     match next(&situation) {
                         Step::Execute { hook, status: new } => { running = Some(hook); status = new }
+                        Step::Collect { .. } => unreachable!("no result files here"),
                         Step::Record(new) => { prop_assert_ne!(&new, &status); status = new }
                         Step::Wait(due) => { prop_assert!(due.is_none_or(|due| due > at(second))); break }
                         Step::Done => break,

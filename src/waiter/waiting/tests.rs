@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::{
     api::{HookRun, hook_run::RunPhase},
     waiter::{
         begin::first_status,
-        step::{Step, next},
+        step::{DEFAULT_RUN_LIMIT, Step, next},
     },
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -178,6 +180,8 @@ fn written(spec: &HookRunSpec, views: &[(i64, PodView)], until: i64) -> (Vec<(i6
             pod,
             now: at(second),
             process: "me",
+            finishing: &BTreeMap::new(),
+            run_limit: DEFAULT_RUN_LIMIT,
             cancelled: None,
             report_after: SignedDuration::from_secs(30),
         };

@@ -84,7 +84,7 @@ async fn bring_up(client: &Client) {
         );
     }
     install(&[]);
-    scale_reveille(1);
+    scale_reveille(2);
     scale_velero(1);
     webhook_answers(client).await;
     *installed = true;

@@ -327,22 +327,14 @@ impl Scenario {
         {
             show(restore, &["-n", VELERO, "get", restore, "-o", "yaml"]);
         }
-        for (title, of, container) in [
-            ("webhook", REVEILLE, "webhook"),
-            ("waiter", REVEILLE, "waiter"),
-            ("Velero", VELERO, "velero"),
+        for (title, of, label, container) in [
+            ("webhooks", REVEILLE, "app.kubernetes.io/name=reveille", "webhook"),
+            ("waiters", REVEILLE, "app.kubernetes.io/name=reveille", "waiter"),
+            ("Velero", VELERO, "deploy=velero", "velero"),
         ] {
             let output = run(
                 "kubectl",
-                &[
-                    "-n",
-                    of,
-                    "logs",
-                    &format!("deployment/{of}"),
-                    "-c",
-                    container,
-                    "--tail=-1",
-                ],
+                &["-n", of, "logs", "-l", label, "-c", container, "--prefix", "--tail=-1"],
             );
             println!("--- {title}, about this test");
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
