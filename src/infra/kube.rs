@@ -1,6 +1,11 @@
 //! Clients for the API server, and its errors in words.
 
-use kube::{Client, Config, runtime::watcher};
+use kube::{Client, Config, client::ClientBuilder, runtime::watcher};
+use tower::limit::ConcurrencyLimitLayer;
+
+/// How many calls may be under way at once. When a waiter starts, a thousand runs may want to make one each: without a limit
+/// each would open a connection of its own (over HTTP/1.1 no two calls share one), and keep it for a while.
+const CALLS_AT_ONCE: usize = 32;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +35,11 @@ pub async fn clients() -> Result<Clients, KubeError> {
     let mut exec = config.clone();
     exec.default_retry = false;
     Ok(Clients {
-        api: Client::try_from(config).map_err(KubeError::Client)?,
+        // A watch counts only until its first answer.
+        api: ClientBuilder::try_from(config)
+            .map_err(KubeError::Client)?
+            .with_layer(&ConcurrencyLimitLayer::new(CALLS_AT_ONCE))
+            .build(),
         exec: Client::try_from(exec).map_err(KubeError::Client)?,
     })
 }
