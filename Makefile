@@ -1,6 +1,6 @@
 # `make` lists the targets. The work is done by the scripts that they call.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test lint cluster-up cluster-down image crds
+.PHONY: help demo demo-down test bench lint cluster-up cluster-down image crds
 
 # The cluster of cluster-up and cluster-down.
 CLUSTER ?= dev
@@ -16,6 +16,9 @@ demo-down: ## Remove the demo's cluster (root)
 
 test: ## All tests, the end-to-end tests on a cluster of their own too (root). Without root: cargo test
 	@tests/run
+
+bench: ## Measures, and writes docs/benchmarks.md (root, 15 minutes); BENCH=hooks|webhook: only that; SMALL=1: a quick try
+	@tests/bench/run $(if $(SMALL),--small) $(BENCH)
 
 lint: ## Format, clippy, shell scripts, chart, licences
 	@tests/lint

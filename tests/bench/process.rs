@@ -1,0 +1,76 @@
+//! What processes use, as the kernel counts it.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+
+/// The kernel counts processor time in hundredths of a second, on every Linux that there is.
+const TICKS: f64 = 100.0;
+
+/// A process of this machine, in a container or not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Process(pub(crate) u32);
+
+impl Process {
+    /// The process in a container of this pod whose arguments begin so (its own name aside).
+    pub(crate) fn in_pod(uid: &str, first_argument: &str) -> anyhow::Result<Self> {
+        let found = fs::read_dir("/proc")?.filter_map(|entry| {
+            let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let folder = Path::new("/proc").join(id.to_string());
+            let groups = fs::read_to_string(folder.join("cgroup")).ok()?;
+            let arguments = fs::read(folder.join("cmdline")).ok()?;
+            let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
+            let matches = groups.contains(&format!("pod{uid}")) && arguments.next() == Some(first_argument.as_bytes());
+            matches.then_some(Self(id))
+        });
+        found
+            .into_iter()
+            .next()
+            .with_context(|| format!("no process '... {first_argument}' runs in pod {uid}"))
+    }
+
+    /// Its processor time so far, in seconds.
+    pub(crate) fn cpu(self) -> anyhow::Result<f64> {
+        let text = self.file("stat")?;
+        // The name may hold anything; after its closing parenthesis the fields are regular. 14 and 15 count all threads.
+        let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let ticks = fields.skip(11).take(2).map(str::parse::<f64>);
+        let ticks: Vec<f64> = ticks.collect::<Result<_, _>>()?;
+        Ok(ticks.iter().sum::<f64>() / TICKS)
+    }
+
+    /// Its resident memory now, in KiB.
+    pub(crate) fn resident(self) -> anyhow::Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// The most resident memory it ever had, in KiB.
+    pub(crate) fn peak(self) -> anyhow::Result<u64> {
+        self.status("VmHWM:")
+    }
+
+    fn status(self, key: &str) -> anyhow::Result<u64> {
+        let text = self.file("status")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number
+            .and_then(|number| number.parse().ok())
+            .with_context(|| format!("process {} has no {key}", self.0))
+    }
+
+    fn file(self, name: &str) -> anyhow::Result<String> {
+        fs::read_to_string(format!("/proc/{}/{name}", self.0)).with_context(|| format!("process {} has ended", self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_can_be_read() {
+        let own = Process(std::process::id());
+        assert!(own.cpu().is_ok());
+        assert!(own.peak().unwrap() >= own.resident().unwrap() / 2);
+    }
+}
