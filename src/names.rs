@@ -51,6 +51,8 @@ pub const INJECTION_LABEL: &str = "reveille.dev/injection";
 
 /// Annotation on a pod: the folder for result files of its post hooks that name none themselves.
 pub const RESULT_FILE_ANNOTATION: &str = "reveille.dev/result-file";
+/// Label on a `ValidatingAdmissionPolicy` of the chart: what it guards.
+pub const POLICY_LABEL: &str = "reveille.dev/policy";
 
 /// The hook name of an annotation's post hook, as in Velero's logs.
 pub const FROM_ANNOTATION: &str = "<from-annotation>";

@@ -1,12 +1,14 @@
 //! The command line.
 
 pub mod blueprint;
+pub mod check;
 pub mod crd;
 pub mod preview;
 mod preview_text;
 pub mod release;
 pub mod status;
 mod status_table;
+pub mod unserved;
 
 use std::{io::Write, process::ExitCode};
 
@@ -30,6 +32,7 @@ enum Command {
     Status(status::StatusArgs),
     Preview(preview::PreviewArgs),
     Blueprint(blueprint::BlueprintArgs),
+    Check(check::CheckArgs),
     Release(release::ReleaseArgs),
     /// Prints the custom resource definitions as YAML.
     Crd,
@@ -49,6 +52,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => return status::run(args).await,
         Command::Preview(args) => return preview::run(args).await,
         Command::Blueprint(args) => return blueprint::run(args),
+        Command::Check(args) => return check::run(args).await,
         Command::Release(args) => return release::run(args).await,
         Command::Crd => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
     }

@@ -12,8 +12,12 @@ use clap::{Args, ValueEnum};
 use kube::{Api, Client, api::ListParams};
 use serde::Serialize;
 
-use super::status_table;
+use super::{
+    status_table,
+    unserved::{self, Unserved},
+};
 use crate::{
+    admission::pod::reference,
     api::HookRun,
     hooks::restored::{RestoreInfo, label_value},
     infra::{clock, kube::clients},
@@ -78,6 +82,9 @@ pub(super) struct RestoreStatus {
     pub(super) message: String,
     /// Its runs, by namespace and name.
     pub(super) runs: Vec<HookRun>,
+    /// Pods with hooks that its controllers made by themselves: nobody runs these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) not_served: Vec<Unserved>,
 }
 
 /// Runs the command.
@@ -92,12 +99,57 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         let over = limit.is_some_and(|limit| stopwatch.elapsed() >= limit);
         if !args.wait || code != PENDING || over {
             progress.end();
+            let statuses = with_unserved(&client, statuses, args.restore.is_none()).await;
             print(&statuses, args.output)?;
             return Ok(ExitCode::from(code));
         }
         progress.show(&statuses);
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// Adds the pods that are not served; of all restores, also those without runs, if `all`.
+async fn with_unserved(client: &Client, mut statuses: Vec<RestoreStatus>, all: bool) -> Vec<RestoreStatus> {
+    let of = |statuses: &[RestoreStatus], uid: &str| {
+        let position = statuses
+            .iter()
+            .position(|status| status.restore.as_ref().is_some_and(|restore| restore.uid == uid));
+        position.filter(|_| !uid.is_empty())
+    };
+    let found = async {
+        let restores = restores_of(client).await?;
+        let shown = restores
+            .iter()
+            .filter(|restore| all || of(&statuses, &restore.uid).is_some());
+        let found = unserved::read(client, &shown.collect::<Vec<_>>()).await?;
+        anyhow::Ok((restores, found))
+    };
+    let (restores, found) = match found.await {
+        Ok(found) => found,
+        Err(error) => {
+            // Who may only read HookRuns still gets these.
+            let _ = writeln!(
+                std::io::stderr(),
+                "pods that are not served can't be looked for: {error:#}"
+            );
+            return statuses;
+        }
+    };
+    for pod in found {
+        let index = of(&statuses, &pod.restore).unwrap_or_else(|| {
+            statuses.extend(
+                restores
+                    .iter()
+                    .filter(|restore| restore.uid == pod.restore)
+                    .map(|restore| status(Some(restore), Some(reference(restore)), Vec::new(), 0)),
+            );
+            statuses.len().saturating_sub(1)
+        });
+        if let Some(status) = statuses.get_mut(index) {
+            status.not_served.push(pod);
+        }
+    }
+    statuses
 }
 
 fn exit_code(statuses: &[RestoreStatus]) -> u8 {
@@ -148,7 +200,7 @@ async fn read(client: &Client, wanted: Option<&str>) -> anyhow::Result<Vec<Resto
     // A Restore that is asked for by name is shown even if it has no hooks.
     for restore in restores
         .iter()
-        .filter(|restore| name.is_some() && is_wanted(&crate::admission::pod::reference(restore)))
+        .filter(|restore| name.is_some() && is_wanted(&reference(restore)))
     {
         groups
             .entry(Some((
@@ -170,32 +222,44 @@ async fn read(client: &Client, wanted: Option<&str>) -> anyhow::Result<Vec<Resto
             Some(restore) => unplanned(client, restore, &runs).await?,
             None => 0,
         };
-        let references: Vec<&HookRun> = runs.iter().collect();
-        let verdict = match restore {
-            Some(restore) => result::judge(restore, unplanned, &references, clock::now()),
-            None => result::judge_runs(&references),
-        };
-        // Whoever reads the Restore next should find what is said here.
-        let verdict = match (restore, verdict) {
-            (Some(restore), Verdict::Succeeded | Verdict::Failed(_)) if restore.result_is_open() => {
-                Verdict::Pending("the result is being written on the Restore".to_owned())
-            }
-            (_, verdict) => verdict,
-        };
-        let message = match &verdict {
-            Verdict::Pending(message) | Verdict::Failed(message) => message.clone(),
-            Verdict::Succeeded if runs.is_empty() => "no hooks".to_owned(),
-            Verdict::Succeeded => String::new(),
-        };
-        statuses.push(RestoreStatus {
-            restore: key.map(|(namespace, name, uid)| RestoreRef { namespace, name, uid }),
-            velero_phase: restore.map(|restore| restore.phase.clone()),
-            result: verdict.word(),
-            message,
-            runs,
-        });
+        let reference = key.map(|(namespace, name, uid)| RestoreRef { namespace, name, uid });
+        statuses.push(status(restore, reference, runs, unplanned));
     }
     Ok(statuses)
+}
+
+/// How a restore stands. `unplanned`: how many of its planned pods have no `HookRun` yet.
+fn status(
+    restore: Option<&RestoreInfo>,
+    reference: Option<RestoreRef>,
+    runs: Vec<HookRun>,
+    unplanned: usize,
+) -> RestoreStatus {
+    let references: Vec<&HookRun> = runs.iter().collect();
+    let verdict = match restore {
+        Some(restore) => result::judge(restore, unplanned, &references, clock::now()),
+        None => result::judge_runs(&references),
+    };
+    // Whoever reads the Restore next should find what is said here.
+    let verdict = match (restore, verdict) {
+        (Some(restore), Verdict::Succeeded | Verdict::Failed(_)) if restore.result_is_open() => {
+            Verdict::Pending("the result is being written on the Restore".to_owned())
+        }
+        (_, verdict) => verdict,
+    };
+    let message = match &verdict {
+        Verdict::Pending(message) | Verdict::Failed(message) => message.clone(),
+        Verdict::Succeeded if runs.is_empty() => "no hooks".to_owned(),
+        Verdict::Succeeded => String::new(),
+    };
+    RestoreStatus {
+        restore: reference,
+        velero_phase: restore.map(|restore| restore.phase.clone()),
+        result: verdict.word(),
+        message,
+        runs,
+        not_served: Vec::new(),
+    }
 }
 
 /// All Restores; none where Velero is not installed.

@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-use super::status::RestoreStatus;
+use super::{status::RestoreStatus, unserved::Unserved};
 use crate::{
     api::hook_run::{HookState, InitState, InitStatus, PostStatus},
     duration::GoDuration,
@@ -33,6 +33,20 @@ pub(super) fn render(statuses: &[RestoreStatus], now: Timestamp) -> String {
         let _ = writeln!(text);
         if !status.runs.is_empty() {
             let _ = writeln!(text, "{}\n{}", table(status, now), totals(status));
+        }
+        for Unserved {
+            namespace,
+            pod,
+            controller,
+            hooks,
+            ..
+        } in &status.not_served
+        {
+            let hooks = plural(*hooks, "hook");
+            let _ = writeln!(
+                text,
+                "Not served: pod {namespace}/{pod} with {hooks}: {controller} made it by itself"
+            );
         }
         let _ = writeln!(text);
     }

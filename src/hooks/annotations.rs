@@ -13,7 +13,10 @@ use super::{
 use crate::{
     digest,
     duration::GoDuration,
-    names::{FROM_ANNOTATION, GENERATED_INIT_PREFIX, INIT_PREFIX, POST_PREFIX, REVEILLE_DOMAIN, VELERO_DOMAIN},
+    names::{
+        FROM_ANNOTATION, GENERATED_INIT_PREFIX, INIT_PREFIX, POST_PREFIX, RESULT_FILE_ANNOTATION, REVEILLE_DOMAIN,
+        VELERO_DOMAIN,
+    },
 };
 
 /// A pod's annotations.
@@ -82,6 +85,15 @@ pub fn velero_post_keys(annotations: &Annotations) -> Annotations {
         .filter(|(key, _)| key.starts_with(&prefix))
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect()
+}
+
+/// Whether an annotation is, or should be, a setting of a restore hook.
+pub fn is_hook_key(key: &str) -> bool {
+    let rest = [POST_PREFIX, INIT_PREFIX]
+        .iter()
+        .find_map(|prefix| key.strip_prefix(prefix));
+    let domain = rest.and_then(|rest| rest.split_once('/')).map(|(domain, _)| domain);
+    matches!(domain, Some(VELERO_DOMAIN | REVEILLE_DOMAIN)) || key == RESULT_FILE_ANNOTATION
 }
 
 struct Reader<'a> {

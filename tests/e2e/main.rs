@@ -28,6 +28,7 @@ mod annotations;
 mod bad_input;
 mod breaks;
 mod chaos;
+mod check;
 mod cluster_rules;
 mod handover;
 mod odd_pods;

@@ -81,6 +81,16 @@ pub(crate) fn velero_resource(kind: &str) -> ApiResource {
 
 /// The program under test on this machine.
 pub(crate) fn reveille(arguments: &[&str]) -> Output {
+    reveille_with(arguments, &[])
+}
+
+/// The same with more in its environment.
+pub(crate) fn reveille_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let program = env::var("REVEILLE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_reveille").to_owned());
-    run(&program, arguments)
+    Command::new(&program)
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(root())
+        .output()
+        .unwrap_or_else(|error| panic!("{program} can't be run: {error}"))
 }

@@ -166,8 +166,16 @@ fn scale(namespace: &str, what: &str, replicas: u32) {
     }
 }
 
-/// Waits until the API server reaches the webhook: a dry run of a Restore comes back marked.
+/// Waits until the API server reaches the webhook.
 pub(crate) async fn webhook_answers(client: &Client) {
+    eventually("the webhook marks a Restore", async || {
+        webhook_marks_a_restore(client).await.then_some(())
+    })
+    .await;
+}
+
+/// Whether the API server reaches the webhook: a dry run of a Restore comes back marked.
+pub(crate) async fn webhook_marks_a_restore(client: &Client) -> bool {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), VELERO, &velero_resource("Restore"));
     let restore: DynamicObject = serde_json::from_value(json!({
         "apiVersion": "velero.io/v1", "kind": "Restore",
@@ -179,13 +187,7 @@ pub(crate) async fn webhook_answers(client: &Client) {
         dry_run: true,
         ..PostParams::default()
     };
-    eventually("the webhook marks a Restore", async || {
-        let answer = api.create(&dry_run, &restore).await.expect("a dry run is allowed");
-        answer
-            .metadata
-            .annotations?
-            .contains_key(OWNER_ANNOTATION)
-            .then_some(())
-    })
-    .await;
+    let answer = api.create(&dry_run, &restore).await.expect("a dry run is allowed");
+    let annotations = answer.metadata.annotations.unwrap_or_default();
+    annotations.contains_key(OWNER_ANNOTATION)
 }
