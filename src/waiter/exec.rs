@@ -335,4 +335,35 @@ mod tests {
             &Outcome::Lost(message.to_owned()),
         );
     }
+    proptest::proptest! {
+        /// Success is what says so, and nothing else; and whatever it says, the reason is short and harmless.
+        #[test]
+        fn only_success_is_success(
+            word in "(Success|Failure|\\PC{0,8})",
+            reason in "(ExitCode|\\PC{0,8})",
+            code in "(0|-?[0-9]{1,12}|\\PC{0,8})",
+            message in "\\PC*|(.|\n){0,3000}",
+        ) {
+            let frame = json!({
+                "metadata": {}, "status": word, "message": message,
+                "details": {"causes": [{"reason": reason, "message": code}]},
+            });
+            match from_status(&serde_json::from_value(frame).unwrap()) {
+                Outcome::Exited(0) => proptest::prop_assert!(word == "Success" || (reason == "ExitCode" && code.parse() == Ok(0))),
+                Outcome::Refused(why) | Outcome::Lost(why) => {
+                    proptest::prop_assert!(why.len() <= REASON_LIMIT + '…'.len_utf8());
+                    proptest::prop_assert!(!why.chars().any(|c| c.is_control() && c != '\n' && c != '\t'));
+                }
+                _ => {}
+            }
+        }
+
+        /// Any bytes as a status frame are read or refused by the decoder that kube uses.
+        #[test]
+        fn any_frame_is_read_or_refused(bytes: Vec<u8>) {
+            if let Ok(status) = serde_json::from_slice::<Status>(&bytes) {
+                let _ = from_status(&status);
+            }
+        }
+    }
 }

@@ -1,12 +1,13 @@
 //! Reading a request's body: bounded in size, in time, and in what all calls hold together.
 
-use std::sync::Arc;
+use std::{cmp::min, sync::Arc};
 
 use axum::body::{Body, Bytes};
 use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 
 use super::limits::Limits;
@@ -14,6 +15,9 @@ use super::limits::Limits;
 /// How many times the limit is read and thrown away, so that the client gets to read the refusal: a connection closed on
 /// unread bytes is reset, and the answer lost.
 const DISCARD: usize = 4;
+/// The reviews of nearly all pods are smaller than this. They have room of their own, so that a few huge bodies, or clients
+/// that announce huge ones and send nothing, do not hold them up.
+const SMALL: usize = 256 << 10;
 
 /// Why there is no body.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +25,9 @@ pub(super) enum BodyError {
     /// More bytes than allowed.
     #[error("the body has more than {0} bytes")]
     TooLarge(usize),
+    /// The calls before it hold all the room there is, for as long as this call may take.
+    #[error("too many bytes of other calls are in flight")]
+    NoRoom,
     /// It did not arrive in time.
     #[error("the body did not arrive in time")]
     TooSlow,
@@ -29,51 +36,77 @@ pub(super) enum BodyError {
     Broken(axum::Error),
 }
 
-/// Reads a body. Its bytes count as in flight for as long as the permit lives; while all calls together hold too many, it
-/// waits, and the client with it.
+/// Room for the bytes of all bodies together.
+#[derive(Debug)]
+pub(super) struct Room {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl Room {
+    /// A quarter of the room is for small bodies alone; there is room for at least one body of each kind.
+    pub(super) fn new(limits: &Limits) -> Self {
+        let (all, largest) = (limits.bytes_in_flight, limits.body_bytes);
+        Self {
+            small: Arc::new(Semaphore::new((all / 4).max(min(SMALL, largest)))),
+            large: Arc::new(Semaphore::new((all - all / 4).max(largest))),
+        }
+    }
+
+    /// Waits for room for a whole body, in the order of arrival. Nobody who waits holds any: bodies that were let in always get
+    /// to their end.
+    async fn reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let pool = if bytes <= SMALL { &self.small } else { &self.large };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        // The semaphores are never closed; without a permit the body would only go uncounted.
+        Arc::clone(pool).acquire_many_owned(bytes).await.ok()
+    }
+}
+
+/// Reads a body until `deadline`. Its bytes count as in flight for as long as the permit lives.
 pub(super) async fn read(
     body: Body,
     limits: &Limits,
-    in_flight: &Arc<Semaphore>,
+    room: &Room,
+    deadline: Instant,
 ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), BodyError> {
-    timeout(limits.body, collect(body, limits, in_flight))
+    let announced = body.size_hint().upper();
+    // Without a Content-Length (the API server always sends one) it may be as large as allowed.
+    let bytes = announced.map_or(limits.body_bytes, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let held = if bytes > limits.body_bytes {
+        // It will be thrown away while it arrives.
+        None
+    } else {
+        timeout_at(deadline, room.reserve(bytes))
+            .await
+            .map_err(|_| BodyError::NoRoom)?
+    };
+    let deadline = min(deadline, Instant::now() + limits.body);
+    let body = timeout_at(deadline, collect(body, limits.body_bytes))
         .await
-        .unwrap_or(Err(BodyError::TooSlow))
+        .unwrap_or(Err(BodyError::TooSlow))?;
+    Ok((body, held))
 }
 
-async fn collect(
-    mut body: Body,
-    limits: &Limits,
-    in_flight: &Arc<Semaphore>,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>), BodyError> {
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, BodyError> {
     let mut collected = Vec::new();
-    let mut held: Option<OwnedSemaphorePermit> = None;
     let mut seen = 0_usize;
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(BodyError::Broken)?.into_data() else {
             continue;
         };
         seen = seen.saturating_add(data.len());
-        if seen > limits.body_bytes {
-            (collected, held) = (Vec::new(), None);
-            if seen > limits.body_bytes.saturating_mul(DISCARD) {
-                break;
-            }
-            continue;
+        if seen > limit.saturating_mul(DISCARD) {
+            break;
         }
-        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let more = Arc::clone(in_flight).acquire_many_owned(bytes);
-        // The semaphore is never closed; without a permit the body would only go uncounted.
-        if let Ok(more) = more.await {
-            match &mut held {
-                Some(held) => held.merge(more),
-                None => held = Some(more),
-            }
+        if seen > limit {
+            collected = Vec::new();
+        } else {
+            collected.extend_from_slice(&data);
         }
-        collected.extend_from_slice(&data);
     }
-    if seen > limits.body_bytes {
-        return Err(BodyError::TooLarge(limits.body_bytes));
+    if seen > limit {
+        return Err(BodyError::TooLarge(limit));
     }
-    Ok((collected.into(), held))
+    Ok(collected.into())
 }

@@ -18,7 +18,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{debug, error, info};
 
 use super::{
-    body::{self, BodyError},
+    body::{self, BodyError, Room},
     limits::Limits,
     restores::RestoreCache,
 };
@@ -72,7 +72,7 @@ pub struct Webhook {
     limits: Limits,
     restores: Arc<RestoreCache>,
     metrics: Arc<Metrics>,
-    bytes: Arc<Semaphore>,
+    room: Room,
     calls: Semaphore,
 }
 
@@ -80,7 +80,7 @@ impl Webhook {
     /// A webhook that knows the Restores of this cache.
     pub fn new(settings: Settings, limits: Limits, restores: Arc<RestoreCache>, metrics: Arc<Metrics>) -> Self {
         Self {
-            bytes: Arc::new(Semaphore::new(limits.bytes_in_flight)),
+            room: Room::new(&limits),
             calls: Semaphore::new(limits.calls),
             settings,
             limits,
@@ -141,13 +141,16 @@ fn refusal(decision: Decision, status: StatusCode, reason: String) -> Outcome {
 impl Webhook {
     async fn respond(&self, body: Body, deadline: Instant) -> Outcome {
         // `held` counts the body's bytes as in flight until the answer is written.
-        let (body, _held) = match body::read(body, &self.limits, &self.bytes).await {
+        let (body, _held) = match body::read(body, &self.limits, &self.room, deadline).await {
             Ok(read) => read,
             Err(error @ BodyError::TooLarge(_)) => {
                 return refusal(Decision::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, error.to_string());
             }
             Err(error @ BodyError::TooSlow) => {
                 return refusal(Decision::Refused, StatusCode::REQUEST_TIMEOUT, error.to_string());
+            }
+            Err(error @ BodyError::NoRoom) => {
+                return refusal(Decision::Refused, StatusCode::SERVICE_UNAVAILABLE, error.to_string());
             }
             Err(error @ BodyError::Broken(_)) => {
                 return refusal(Decision::Invalid, StatusCode::BAD_REQUEST, error.to_string());

@@ -12,15 +12,17 @@ pub struct Limits {
     pub idle: Duration,
     /// From the first byte of a request to the end of its head.
     pub head: Duration,
-    /// For a request's body.
+    /// For a request's body, unless the call's own time is over before.
     pub body: Duration,
     /// How long a client may take no byte of an answer.
     pub write: Duration,
-    /// Connections at the same time; more of them wait in the kernel's queue.
+    /// Connections at the same time. For a further one an idle one is closed; if none is idle it waits.
     pub connections: usize,
+    /// How long a connection may be idle before it has to give way to a new one.
+    pub give_way: Duration,
     /// Bytes of one body. The API server's own limit for an object is 3 MiB; a review holds up to two.
     pub body_bytes: usize,
-    /// Bytes of all bodies at the same time. Parsed they take several times that.
+    /// Bytes of all bodies at the same time, a quarter of them for small ones alone. Parsed they take several times that.
     pub bytes_in_flight: usize,
     /// Calls that are being decided at the same time.
     pub calls: usize,
@@ -40,6 +42,7 @@ impl Default for Limits {
             body: seconds(10),
             write: seconds(30),
             connections: 1024,
+            give_way: seconds(1),
             body_bytes: 8 << 20,
             bytes_in_flight: 16 << 20,
             calls: 256,

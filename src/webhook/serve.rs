@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::Request, response::Response};
+use futures::FutureExt;
 use http::{HeaderValue, header::CONNECTION};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -11,7 +12,6 @@ use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 use super::{
     connection::{Answering, Timed},
     limits::Limits,
+    slots::{Slot, Slots},
 };
 use crate::infra::health::Gate;
 
@@ -58,26 +59,25 @@ impl Server {
             stopping: stopping.clone(),
             closing: closing.clone(),
         };
+        let start = |stream: TcpStream, slot: Slot| {
+            let (each, cut) = (each.clone(), cut.clone());
+            connections.spawn(async move {
+                tokio::select! {
+                    () = each.serve(stream, slot) => {}
+                    () = cut.cancelled() => {}
+                }
+            });
+        };
+        let slots = Slots::new(limits.connections, limits.give_way);
         let accepting = async {
-            let room = Arc::new(Semaphore::new(limits.connections));
-            // The semaphore is never closed.
-            while let Ok(place) = Arc::clone(&room).acquire_owned().await {
-                let stream = match listener.accept().await {
-                    Ok((stream, _)) => stream,
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => start(stream, slots.take().await),
                     Err(error) => {
                         warn!(%error, "no connection can be accepted");
                         sleep(ACCEPT_PAUSE).await;
-                        continue;
                     }
-                };
-                let (each, cut) = (each.clone(), cut.clone());
-                connections.spawn(async move {
-                    tokio::select! {
-                        () = each.serve(stream) => {}
-                        () = cut.cancelled() => {}
-                    }
-                    drop(place);
-                });
+                }
             }
         };
         let delay = async {
@@ -89,6 +89,11 @@ impl Server {
         tokio::select! {
             () = accepting => {}
             () = delay => {}
+        }
+        // Whoever has reached the kernel's queue is served too.
+        while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+            let Some(slot) = slots.take().now_or_never() else { break };
+            start(stream, slot);
         }
         drop(listener);
         closing.cancel();
@@ -112,17 +117,23 @@ struct Each {
 }
 
 impl Each {
-    async fn serve(self, stream: TcpStream) {
+    async fn serve(self, stream: TcpStream, slot: Slot) {
         prepare(&stream);
-        let stream = match timeout(self.limits.handshake, self.tls.accept(stream)).await {
+        let accepted = tokio::select! {
+            accepted = timeout(self.limits.handshake, self.tls.accept(stream)) => accepted,
+            () = slot.leave().cancelled() => return debug!("TLS handshake cut short for want of places"),
+        };
+        let stream = match accepted {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
             Err(_) => return debug!("TLS handshake took too long"),
         };
         let answering = Answering::default();
         let stream = Timed::new(stream, answering.clone(), self.limits.head, self.limits.write);
+        let slot = &slot;
         let service = service_fn(|request: hyper::Request<Incoming>| {
             answering.set(true);
+            slot.busy();
             let (router, answering, stopping) = (self.router.clone(), answering.clone(), self.stopping.clone());
             async move {
                 let request: Request = request.map(Body::new);
@@ -132,6 +143,7 @@ impl Each {
                     response.headers_mut().insert(CONNECTION, close);
                 }
                 answering.set(false);
+                slot.idle();
                 Ok::<_, std::convert::Infallible>(response)
             }
         });
@@ -145,7 +157,7 @@ impl Each {
             // First what has arrived, then the end.
             biased;
             result = connection.as_mut() => result,
-            () = self.closing.cancelled() => {
+            () = either(&self.closing, slot.leave()) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -153,6 +165,14 @@ impl Each {
         if let Err(error) = result {
             debug!(%error, "connection ended");
         }
+    }
+}
+
+/// Fires when one of the two does.
+async fn either(one: &CancellationToken, other: &CancellationToken) {
+    tokio::select! {
+        () = one.cancelled() => {}
+        () = other.cancelled() => {}
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 /// The names of tests on a page: `e2e::running::a_test`, `lib::waiter::step::tests::a_test`, `cases::a_folder`.
 fn named_tests(page: &str) -> Vec<Vec<&str>> {
-    const PROGRAMS: [&str; 6] = ["lib", "it", "e2e", "e2e_plain", "differential", "cases"];
+    const PROGRAMS: [&str; 7] = ["lib", "it", "e2e", "e2e_plain", "e2e_rights", "differential", "cases"];
     let quoted = page.split('`').skip(1).step_by(2);
     quoted
         .map(|text| text.split("::").collect::<Vec<_>>())
@@ -47,7 +47,11 @@ fn exists(parts: &[&str]) -> bool {
 
 #[test]
 fn tests_that_pages_name_exist() {
-    for (page, at_least) in [("docs/differences-from-velero.md", 30), ("docs/results.md", 7)] {
+    for (page, at_least) in [
+        ("docs/differences-from-velero.md", 30),
+        ("docs/results.md", 7),
+        ("docs/SECURITY.md", 40),
+    ] {
         let text = fs::read_to_string(page).unwrap();
         let named = named_tests(&text);
         assert!(named.len() >= at_least, "{page} names {} tests", named.len());

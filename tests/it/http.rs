@@ -9,10 +9,7 @@ use reveille::{
     webhook::limits::Limits,
 };
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use crate::support::{self, FakeVelero, limits, pod, pod_review, restore, review, start};
 
@@ -164,21 +161,6 @@ async fn many_calls_at_once_on_kept_connections() {
 }
 
 #[tokio::test]
-async fn more_connections_than_allowed_wait_their_turn() {
-    let limits = Limits {
-        connections: 2,
-        ..limits()
-    };
-    let server = start(limits, FakeVelero::default(), vec![]).await;
-    let (one, two) = (server.client().await, server.client().await);
-    assert!(timeout(SHORT, server.client()).await.is_err());
-    drop(one);
-    timeout(LONG, server.client()).await.unwrap();
-    drop(two);
-    server.stop().await;
-}
-
-#[tokio::test]
 async fn a_panic_is_a_500_of_that_call_alone() {
     let server = with_running_restore().await;
     let mut client = server.client().await;
@@ -235,68 +217,6 @@ async fn an_answer_comes_within_the_calls_time_even_if_the_restores_do_not() {
     let response = reply.unwrap().unwrap().response();
     assert_eq!(response["auditAnnotations"]["decision"], "unresolved");
     assert!(response["warnings"][0].as_str().unwrap().contains("in time"));
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn a_slow_request_is_cut_and_an_idle_connection_is_not() {
-    let limits = Limits {
-        head: SHORT,
-        body: SHORT,
-        idle: LONG,
-        ..limits()
-    };
-    let server = start(limits, FakeVelero::default(), vec![]).await;
-
-    // A head that does not end.
-    let mut stream = support::tls(server.address, &[&server.ca]).await.unwrap();
-    stream
-        .write_all(b"POST /mutate/pods HTTP/1.1\r\nhost: x\r\n")
-        .await
-        .unwrap();
-    let mut rest = Vec::new();
-    let _ = timeout(LONG, stream.read_to_end(&mut rest)).await.expect("cut");
-    assert!(!String::from_utf8_lossy(&rest).contains("200"));
-
-    // A body that does not end.
-    let mut stream = support::tls(server.address, &[&server.ca]).await.unwrap();
-    let head = b"POST /mutate/pods HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
-    stream.write_all(head).await.unwrap();
-    let mut answer = vec![0; 12];
-    timeout(LONG, stream.read_exact(&mut answer)).await.unwrap().unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 408");
-
-    // Idle several times as long as a head may take, before the first request and between two.
-    let mut client = server.client().await;
-    for _ in 0..3 {
-        tokio::time::sleep(SHORT * 3).await;
-        assert_eq!(client.pod(&json!({})).await.unwrap().status, StatusCode::OK);
-    }
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn a_connection_idle_for_too_long_is_closed() {
-    let limits = Limits {
-        idle: SHORT,
-        ..limits()
-    };
-    let server = start(limits, FakeVelero::default(), vec![]).await;
-    let mut client = server.client().await;
-    client.pod(&json!({})).await.unwrap();
-    tokio::time::sleep(SHORT * 3).await;
-    assert!(client.pod(&json!({})).await.is_err());
-    server.stop().await;
-}
-
-/// hyper's own default would close the connection after 30 s.
-#[tokio::test]
-async fn a_gap_of_31_seconds_does_no_harm() {
-    let server = start(limits(), FakeVelero::default(), vec![]).await;
-    let mut client = server.client().await;
-    client.pod(&json!({})).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(31)).await;
-    assert_eq!(client.pod(&json!({})).await.unwrap().status, StatusCode::OK);
     server.stop().await;
 }
 

@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod chart;
+mod connections;
 mod docs;
+mod forged;
 mod http;
 mod process;
+mod properties;
 mod support;
 mod tls;
