@@ -46,6 +46,8 @@ pub const MOVED_HOOKS_ANNOTATION: &str = "reveille.dev/moved-hooks";
 pub const HOOKS_ANNOTATION: &str = "reveille.dev/hooks";
 /// Annotation on a Restore: overrides the configured mode ([`crate::admission::Mode`]).
 pub const MODE_ANNOTATION: &str = "reveille.dev/mode";
+/// Label on a pod that is created in a dry run only: `reveille self-test` asks what would become of it.
+pub const SELF_TEST_LABEL: &str = "reveille.dev/self-test";
 /// Label on a namespace: with value `disabled` nothing is changed at admission there.
 pub const INJECTION_LABEL: &str = "reveille.dev/injection";
 

@@ -47,6 +47,9 @@ pub struct Request {
     /// Who asks the API server.
     #[serde(default)]
     pub user_info: UserInfo,
+    /// Nothing will be stored.
+    #[serde(default)]
+    pub dry_run: bool,
     /// The object as it is to be.
     #[serde(default)]
     pub object: Value,

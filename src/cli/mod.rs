@@ -6,6 +6,7 @@ pub mod crd;
 pub mod preview;
 mod preview_text;
 pub mod release;
+pub mod self_test;
 pub mod status;
 mod status_table;
 pub mod unserved;
@@ -34,6 +35,7 @@ enum Command {
     Blueprint(blueprint::BlueprintArgs),
     Check(check::CheckArgs),
     Release(release::ReleaseArgs),
+    SelfTest(self_test::SelfTestArgs),
     /// Prints the custom resource definitions as YAML.
     Crd,
 }
@@ -54,6 +56,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Blueprint(args) => return blueprint::run(args),
         Command::Check(args) => return check::run(args).await,
         Command::Release(args) => return release::run(args).await,
+        Command::SelfTest(args) => return self_test::run(args).await,
         Command::Crd => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)

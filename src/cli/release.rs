@@ -71,7 +71,8 @@ pub async fn run(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
     for line in &open {
         say(&format!("  {line}"));
     }
-    say("to go on regardless: helm uninstall --no-hooks; to stay: the same, then helm install again");
+    say("to try again: helm uninstall; to go on regardless: helm uninstall --no-hooks");
+    say("to stay: helm rollback RELEASE REVISION, with the last revision of helm history");
     Ok(ExitCode::FAILURE)
 }
 

@@ -70,7 +70,7 @@ pub enum CaError {
     Contended,
 }
 
-fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> CaError {
+pub(super) fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> CaError {
     move |cause| CaError::Kube {
         doing,
         cause: Box::new(cause),
@@ -299,7 +299,7 @@ fn trusts(live: &MutatingWebhookConfiguration, certificate: &str) -> bool {
 }
 
 /// Writes the bundle where it is not, by server-side apply: of an entry only its name and this one field become ours.
-async fn publish(
+pub(super) async fn publish(
     configurations: &Api<MutatingWebhookConfiguration>,
     live: &MutatingWebhookConfiguration,
     bundle: &str,

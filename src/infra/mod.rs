@@ -1,5 +1,6 @@
 //! What both servers stand on: logs, health, metrics, shutdown, clients, clock, certificates, leader election.
 
+pub mod ca_file;
 pub mod ca_store;
 pub mod clock;
 pub mod health;

@@ -38,7 +38,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     duration::GoDuration,
     infra::{
-        ca_store, clock, health,
+        ca_file, ca_store, clock, health,
         kube::clients,
         lease::{Elector, End, Standing},
         lent_token,
@@ -65,6 +65,9 @@ pub struct WaiterArgs {
     /// The Secret with the certificate authority; made here if it is not there.
     #[arg(long, default_value = "reveille-ca")]
     ca_secret: String,
+    /// A file with the certificate authority (PEM, one or more), instead of the Secret: it is published, and not made here.
+    #[arg(long, value_name = "FILE", conflicts_with = "ca_secret")]
+    ca_file: Option<std::path::PathBuf>,
     /// The webhook configuration that gets the certificate authority. Without it none is published.
     #[arg(long)]
     webhook_configuration: Option<String>,
@@ -228,7 +231,16 @@ fn start(
     standing: &Arc<Standing>,
     tasks: &TaskTracker,
 ) -> Arc<Gate> {
-    if let Some(configuration) = &args.webhook_configuration {
+    if let (Some(configuration), Some(file)) = (&args.webhook_configuration, &args.ca_file) {
+        let publisher = ca_file::run_file_publisher(
+            clients.api.clone(),
+            file.clone(),
+            configuration.clone(),
+            Arc::clone(&metrics),
+            shutdown.stopping(),
+        );
+        shutdown.spawn_background("ca-publisher", publisher);
+    } else if let Some(configuration) = &args.webhook_configuration {
         let publisher = ca_store::run_ca_publisher(
             client.clone(),
             args.namespace.clone(),

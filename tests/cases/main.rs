@@ -171,8 +171,6 @@ fn is_the_contract(value: &Value, case: &str) {
     for hook in value["hooks"].as_array().unwrap() {
         let mut found = keys(hook);
         found.sort();
-        // Only on hooks that ask for them.
-        found.retain(|key| key != "retry" && key != "resultFile");
         let all = [
             "command",
             "container",

@@ -193,11 +193,23 @@ async fn a_rerun_or_a_cancellation_needs_the_right_to_exec_and_the_users_own_nam
         refused(annotate(EDITOR, &signed(EDITOR)), "run-orders");
         refused(annotate(EDITOR, &signed(OPERATOR)), "run-orders");
         refused(annotate(OPERATOR, &signed(EDITOR)), "run-orders");
+        for forged in [
+            format!(r#"{{"id":"1","\u0062y":"{EDITOR}"}}"#),
+            format!(r#"{{"by":"{OPERATOR}","id":"1","by":"{EDITOR}"}}"#),
+            format!(r#"{{"by":"{OPERATOR}","id":"1","\u0062y":"{EDITOR}"}}"#),
+        ] {
+            refused(
+                annotate(OPERATOR, &format!("reveille.dev/{order}={forged}")),
+                "run-orders",
+            );
+        }
         allowed(annotate(OPERATOR, &signed(OPERATOR)));
         refused(annotate(EDITOR, &format!("reveille.dev/{order}-")), "run-orders");
         allowed(annotate(OPERATOR, &format!("reveille.dev/{order}-")));
     }
     allowed(annotate(EDITOR, "example.com/note=x"));
+    // By hand, in plain words and nobody's name, a brake works, too.
+    allowed(annotate(OPERATOR, "reveille.dev/cancel=stop"));
 }
 
 #[tokio::test]

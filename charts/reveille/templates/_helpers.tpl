@@ -30,6 +30,15 @@ The name of all objects. Cut at 50 characters, so that names derived from it (Se
 {{- include "reveille.fullname" . -}}-waiter
 {{- end -}}
 
+{{/* Secret with the certificate, in the modes that have one. */}}
+{{- define "reveille.tlsSecret" -}}
+{{- if eq .Values.certificates.mode "existing" -}}
+{{- required "certificates.existing.secretName must be set when certificates.mode is existing" .Values.certificates.existing.secretName -}}
+{{- else -}}
+{{- include "reveille.fullname" . }}-webhook-tls
+{{- end -}}
+{{- end -}}
+
 {{- define "reveille.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "reveille.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -80,7 +89,6 @@ velero.io/exclude-from-backup: "true"
 {{- define "reveille.sharedArgs" -}}
 - --namespace=$(POD_NAMESPACE)
 - --service={{ include "reveille.fullname" . }}
-- --ca-secret={{ include "reveille.caSecret" . }}
 - --mode={{ .Values.velero.mode }}
 {{- range .Values.markerLabels }}
 - --marker-label={{ . }}

@@ -92,17 +92,17 @@ async fn bring_up(client: &Client) {
 
 /// Installs the chart, or brings it to these values, and waits until it is up.
 pub(crate) fn install(values: &[&str]) {
+    install_chart("charts/reveille", values);
+}
+
+/// The same with another chart.
+pub(crate) fn install_chart(chart: &str, values: &[&str]) {
     let image = format!("podAnnotations.e2e-image={}", image_stamp());
-    let mut arguments = vec![
-        "upgrade",
-        "--install",
-        "reveille",
-        "charts/reveille",
-        "--namespace",
-        REVEILLE,
-    ];
+    let mut arguments = vec!["upgrade", "--install", "reveille", chart, "--namespace", REVEILLE];
     arguments.extend([
         "--create-namespace",
+        // Otherwise an upgrade without values keeps those of before.
+        "--reset-values",
         "--wait",
         "--timeout",
         "120s",

@@ -10,6 +10,7 @@ mod outcome;
 mod pod;
 mod restore;
 mod scenario;
+mod third_party;
 mod velero_log;
 mod wait;
 
@@ -23,5 +24,6 @@ pub(crate) use outcome::*;
 pub(crate) use pod::*;
 pub(crate) use restore::*;
 pub(crate) use scenario::*;
+pub(crate) use third_party::*;
 pub(crate) use velero_log::*;
 pub(crate) use wait::*;
