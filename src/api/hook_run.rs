@@ -174,7 +174,7 @@ pub struct HookRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init: Vec<InitStatus>,
     /// `Finished`, `Succeeded`, `Waiting`; and what is out of the ordinary: `InitTimedOut`, `AdmissionMissed`,
-    /// `InjectionMissed`, `LeftToVelero`.
+    /// `InjectionMissed`, `LeftToVelero`, `PolicyMissing`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

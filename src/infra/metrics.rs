@@ -236,6 +236,7 @@ pub struct Metrics {
     pub hook_attempts: Counter,
     /// The pods and runs that the waiter knows.
     pub queue: Family<StageLabels, Gauge>,
+    policies_missing: Gauge,
     /// Pods with something that admission missed.
     pub missed: Family<MissLabels, Counter>,
     /// HookRuns that are over.
@@ -304,6 +305,11 @@ impl Metrics {
             metrics.queue.clone(),
         );
         registry.register(
+            "admission_policies_missing",
+            "Admission policies of the chart that are not there",
+            metrics.policies_missing.clone(),
+        );
+        registry.register(
             "missed",
             "Pods with something that admission missed",
             metrics.missed.clone(),
@@ -330,6 +336,7 @@ impl Metrics {
             hook_wait: Histogram::new([0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0]),
             hook_attempts: Counter::default(),
             queue: Family::default(),
+            policies_missing: Gauge::default(),
             missed: Family::default(),
             hook_runs: Family::default(),
         }
@@ -363,6 +370,11 @@ impl Metrics {
         self.admission_requests
             .get_or_create(&AdmissionLabels { resource, decision })
             .get()
+    }
+
+    /// Notes how many admission policies are not there.
+    pub fn policies_missing(&self, count: usize) {
+        self.policies_missing.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Notes when a certificate ends.

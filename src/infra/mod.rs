@@ -10,5 +10,6 @@ pub mod lent_token;
 pub mod metrics;
 pub mod pki;
 pub mod pod_edit;
+pub mod policies;
 pub mod shutdown;
 pub mod telemetry;

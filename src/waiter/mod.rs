@@ -43,6 +43,7 @@ use crate::{
         lease::{Elector, End, Standing},
         lent_token,
         metrics::Metrics,
+        policies::{self, Policies},
         shutdown::Shutdown,
     },
 };
@@ -77,6 +78,10 @@ pub struct WaiterArgs {
     /// The folder in which the webhook's container finds its token.
     #[arg(long, value_name = "FOLDER", requires = "webhook_account")]
     webhook_token_folder: Option<std::path::PathBuf>,
+    /// An admission policy, with a binding of its name, that this installation has: it is said where it is missing (may be given
+    /// several times).
+    #[arg(long = "policy", value_name = "NAME")]
+    policies: Vec<String>,
     /// Who runs the hooks of a Restore that does not say: takeover, alongside or off.
     #[arg(long, default_value = "takeover")]
     mode: crate::admission::Mode,
@@ -268,6 +273,14 @@ fn start(
         args.max_concurrent_hooks.into(),
         args.max_concurrent_hooks_per_namespace.into(),
     ));
+    let policies = Arc::new(Policies::new(args.policies.clone()));
+    let look = policies::run(
+        Arc::clone(&policies),
+        clients.api.clone(),
+        Arc::clone(&metrics),
+        shutdown.stopping(),
+    );
+    shutdown.spawn_background("policies", look);
     let context = Arc::new(Context {
         client: client.clone(),
         exec,
@@ -275,6 +288,7 @@ fn start(
         events,
         metrics,
         missed,
+        policies,
         process: standing.process().to_owned(),
         stop: shutdown.stopping(),
         standing: Arc::clone(standing),

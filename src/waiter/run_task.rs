@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     api::{HookRun, hook_run::PodIdentity},
-    infra::{clock, lease::Standing, metrics::Metrics, pod_edit::PodEdit},
+    infra::{clock, lease::Standing, metrics::Metrics, pod_edit::PodEdit, policies::Policies},
     names::RUN_ANNOTATION,
     plan::{Plan, PlanError},
 };
@@ -58,6 +58,8 @@ pub struct Context<E> {
     pub metrics: Arc<Metrics>,
     /// Plans what admission missed.
     pub missed: Arc<Missed>,
+    /// Which admission policies are there.
+    pub policies: Arc<Policies>,
     /// This process' name in claims.
     pub process: String,
     /// Fires when nothing new may be started.
@@ -244,11 +246,12 @@ impl<E: Exec> RunTask<'_, E> {
                 let Some(run) = &self.run else {
                     return Ok(Some(Turn::Over));
                 };
-                let status = if lost {
+                let mut status = if lost {
                     begin::lost_status(&run.spec, clock::now())
                 } else {
                     begin::first_status(&run.spec, clock::now())
                 };
+                status.conditions.extend(self.context.policies.condition(clock::now()));
                 self.write(status).await?;
                 self.report_problems(pod).await;
                 self.report_conditions(pod).await;

@@ -174,6 +174,40 @@ async fn nobody_but_reveille_changes_its_marks_on_a_pod() {
 }
 
 #[tokio::test]
+async fn a_missing_policy_is_a_condition_of_runs_that_come_meanwhile() {
+    let t = Scenario::alone("no-policy").await;
+    let backup = t
+        .back_up_and_lose_pods(&[t.pod("app").annotate(post("command"), trace("post"))])
+        .await;
+    kubectl(&["delete", "validatingadmissionpolicybinding", "reveille-pod-marks"]);
+    eventually("the waiter has noticed", async || {
+        let log = kubectl(&[
+            "-n",
+            REVEILLE,
+            "logs",
+            "-l",
+            "app.kubernetes.io/name=reveille",
+            "-c",
+            "waiter",
+            "--tail=-1",
+        ]);
+        log.contains("admission policies of the chart are missing")
+            .then_some(())
+    })
+    .await;
+    let restore = t.restore(&backup).run().await;
+    restore.assert_all_well(1);
+    let conditions = &restore.status("app").conditions;
+    assert!(
+        conditions
+            .iter()
+            .any(|condition| condition.type_ == "PolicyMissing" && condition.message.contains("reveille-pod-marks")),
+        "{conditions:?}"
+    );
+    assert_eq!(t.events("app", "PolicyMissing").await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_rerun_or_a_cancellation_needs_the_right_to_exec_and_the_users_own_name() {
     let t = Scenario::new("orders").await;
     let_in(&t).await;

@@ -113,3 +113,20 @@ velero.io/exclude-from-backup: "true"
 - name: REVEILLE_LOG_FORMAT
   value: {{ .Values.log.format | quote }}
 {{- end -}}
+
+{{/* The names of the admission policies, one in each line. */}}
+{{- define "reveille.policyNames" -}}
+{{- $names := list -}}
+{{- if ne .Values.policies.podMarks "Off" -}}
+{{- $names = concat $names (list "pod-marks" "binding-marks") -}}
+{{- end -}}
+{{- if ne .Values.policies.runOrders "Off" -}}
+{{- $names = append $names "run-orders" -}}
+{{- end -}}
+{{- if ne .Values.policies.hookAuthors.action "Off" -}}
+{{- $names = concat $names (list "hook-authors-pods" "hook-authors-workloads" "hook-authors-cronjobs") -}}
+{{- end -}}
+{{- range $names }}
+- {{ include "reveille.fullname" $ }}-{{ . }}
+{{- end -}}
+{{- end -}}
