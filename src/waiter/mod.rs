@@ -226,6 +226,22 @@ async fn lead(
 #[error("the Lease is held by {0:?} now: this process ends")]
 struct LostLease(String);
 
+/// Keeps the `caBundle` as the CA is: one from a file, or one that is made here.
+fn publish_ca(args: &WaiterArgs, client: &Client, shutdown: &Shutdown, metrics: &Arc<Metrics>) {
+    let Some(configuration) = args.webhook_configuration.clone() else {
+        return;
+    };
+    let (client, metrics, end) = (client.clone(), Arc::clone(metrics), shutdown.stopping());
+    if let Some(file) = args.ca_file.clone() {
+        let publisher = ca_file::run_file_publisher(client, file, configuration, metrics, end);
+        shutdown.spawn_background("ca-publisher", publisher);
+    } else {
+        let (namespace, secret) = (args.namespace.clone(), args.ca_secret.clone());
+        let publisher = ca_store::run_ca_publisher(client, namespace, secret, configuration, metrics, end);
+        shutdown.spawn_background("ca-publisher", publisher);
+    }
+}
+
 /// Starts what the leader does, and returns the gate through which its commands start.
 fn start(
     args: &WaiterArgs,
@@ -236,26 +252,7 @@ fn start(
     standing: &Arc<Standing>,
     tasks: &TaskTracker,
 ) -> Arc<Gate> {
-    if let (Some(configuration), Some(file)) = (&args.webhook_configuration, &args.ca_file) {
-        let publisher = ca_file::run_file_publisher(
-            clients.api.clone(),
-            file.clone(),
-            configuration.clone(),
-            Arc::clone(&metrics),
-            shutdown.stopping(),
-        );
-        shutdown.spawn_background("ca-publisher", publisher);
-    } else if let Some(configuration) = &args.webhook_configuration {
-        let publisher = ca_store::run_ca_publisher(
-            client.clone(),
-            args.namespace.clone(),
-            args.ca_secret.clone(),
-            configuration.clone(),
-            Arc::clone(&metrics),
-            shutdown.stopping(),
-        );
-        shutdown.spawn_background("ca-publisher", publisher);
-    }
+    publish_ca(args, &client, shutdown, &metrics);
     let (synced, is_synced) = tokio::sync::watch::channel(false);
     let is_listed = is_synced.clone();
     let queue = Arc::new(Queue::default());
@@ -276,7 +273,7 @@ fn start(
     let policies = Arc::new(Policies::new(args.policies.clone()));
     let look = policies::run(
         Arc::clone(&policies),
-        clients.api.clone(),
+        client.clone(),
         Arc::clone(&metrics),
         shutdown.stopping(),
     );
