@@ -39,6 +39,11 @@ The name of all objects. Cut at 50 characters, so that names derived from it (Se
 {{- end -}}
 {{- end -}}
 
+{{/* ConfigMap that carries the pause of everything. */}}
+{{- define "reveille.pauseConfigMap" -}}
+{{- include "reveille.fullname" . -}}-pause
+{{- end -}}
+
 {{- define "reveille.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "reveille.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
