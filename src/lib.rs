@@ -4,6 +4,7 @@ pub mod admission;
 pub mod api;
 pub mod blueprint;
 pub mod cli;
+pub mod control;
 pub mod digest;
 pub mod duration;
 pub mod hooks;

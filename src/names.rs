@@ -48,6 +48,20 @@ pub const HOOKS_ANNOTATION: &str = "reveille.dev/hooks";
 pub const MODE_ANNOTATION: &str = "reveille.dev/mode";
 /// Label on a pod that is created in a dry run only: `reveille self-test` asks what would become of it.
 pub const SELF_TEST_LABEL: &str = "reveille.dev/self-test";
+/// Annotation on a Restore: what Reveille has written on it (JSON of [`crate::result::Written`]), so that it can be told from
+/// what Velero writes there.
+pub const WRITTEN_ANNOTATION: &str = "reveille.dev/hooks-written";
+/// Annotation on a Restore or on a HookRun: what has not started is cancelled (JSON of [`crate::control::Request`]).
+pub const CANCEL_ANNOTATION: &str = "reveille.dev/cancel";
+/// Annotation on a Restore, or on the pause ConfigMap for all of them: nothing new is started (JSON of
+/// [`crate::control::Request`]).
+pub const PAUSE_ANNOTATION: &str = "reveille.dev/pause";
+/// Annotation in the same places: who took the last pause back. A record; it does nothing.
+pub const RESUMED_ANNOTATION: &str = "reveille.dev/resumed";
+/// Annotation on a HookRun: run again what did not succeed (JSON of [`crate::control::RerunRequest`]).
+pub const RERUN_ANNOTATION: &str = "reveille.dev/rerun";
+/// The ConfigMap that carries the pause for everything, in Reveille's own namespace, where no other name is given.
+pub const PAUSE_CONFIG_MAP: &str = "reveille-pause";
 /// Label on a namespace: with value `disabled` nothing is changed at admission there.
 pub const INJECTION_LABEL: &str = "reveille.dev/injection";
 

@@ -2,13 +2,14 @@
 //! `reveille status` and for whoever waits.
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
         HookRun,
         hook_run::{HookState, RunPhase},
     },
-    hooks::restored::RestoreInfo,
+    hooks::restored::{HookCounts, RestoreInfo},
 };
 
 /// After Velero's end a pod's admission may still be on its way into the watches.
@@ -63,6 +64,13 @@ pub fn judge(restore: &RestoreInfo, unplanned: usize, runs: &[&HookRun], now: Ti
 /// Judges by the runs alone.
 pub fn judge_runs(runs: &[&HookRun]) -> Verdict {
     let phase = |run: &HookRun| run.status.as_ref().map(|status| status.phase).unwrap_or_default();
+    if let Some(run) = runs
+        .iter()
+        .find(|run| phase(run).is_final() && run.open_rerun().is_some())
+    {
+        let pod = &run.spec.pod.name;
+        return Verdict::Pending(format!("a rerun of pod {pod} was asked for and has not begun"));
+    }
     let unfinished: Vec<&&HookRun> = runs.iter().filter(|run| !phase(run).is_final()).collect();
     if let Some(first) = unfinished.first() {
         let waits = first
@@ -91,8 +99,21 @@ pub fn judge_runs(runs: &[&HookRun]) -> Verdict {
     }
 }
 
-/// The numbers for `status.hookStatus`: hooks attempted, and of them those that did not succeed.
-pub fn counts(runs: &[&HookRun]) -> (usize, usize) {
+/// When the newest rerun of a restore was taken in, if there was one.
+pub fn newest_rerun(runs: &[&HookRun]) -> Option<Timestamp> {
+    let statuses = runs.iter().filter_map(|run| run.status.as_ref());
+    let reruns = statuses.filter_map(|status| status.last_rerun());
+    reruns.map(|rerun| rerun.taken_at.0).max()
+}
+
+/// Whether the Restore says already what was judged from these runs.
+pub fn is_written(restore: &RestoreInfo, runs: &[&HookRun]) -> bool {
+    let judged = Written::of(restore).and_then(|written| written.rerun);
+    !restore.marked || (!restore.result_is_open() && newest_rerun(runs) <= judged)
+}
+
+/// What runs add up to in `status.hookStatus`.
+pub fn counts(runs: &[&HookRun]) -> HookCounts {
     // What Velero runs, Velero counts.
     let states = || {
         runs.iter()
@@ -101,10 +122,41 @@ pub fn counts(runs: &[&HookRun]) -> (usize, usize) {
             .map(|post| post.state)
             .filter(|state| *state != HookState::LeftToVelero)
     };
-    (
-        states().count(),
-        states().filter(|state| *state != HookState::Succeeded).count(),
-    )
+    let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    HookCounts {
+        attempted: number(states().count()),
+        failed: number(states().filter(|state| *state != HookState::Succeeded).count()),
+    }
+}
+
+/// What the waiter has written on a Restore; it stands there as an annotation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Written {
+    /// `Succeeded` or `Failed`.
+    pub result: String,
+    /// Reveille's part of `status.hookStatus`.
+    pub own: HookCounts,
+    /// All of it, Velero's part included.
+    pub total: HookCounts,
+    /// The phase was made `PartiallyFailed`.
+    #[serde(default)]
+    pub partially_failed: bool,
+    /// The newest rerun that was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun: Option<Timestamp>,
+}
+
+impl Written {
+    /// What stands on a Restore; `None` if nothing does, or nothing that can be read.
+    pub fn of(restore: &RestoreInfo) -> Option<Self> {
+        serde_json::from_str(restore.written.as_deref()?).ok()
+    }
+
+    /// The annotation's value.
+    pub fn to_annotation(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    control::{Request, RerunRequest},
     digest,
+    duration::GoDuration,
+    names::{CANCEL_ANNOTATION, RERUN_ANNOTATION},
     plan::{self, Plan, PlanError},
 };
 
@@ -115,7 +118,7 @@ pub enum RunPhase {
 }
 
 impl RunPhase {
-    /// Nothing will change any more.
+    /// Nothing will change any more, unless somebody asks for a rerun.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Pending | Self::Running)
     }
@@ -148,9 +151,23 @@ pub enum HookState {
 }
 
 impl HookState {
-    /// Nothing will change any more.
+    /// Nothing will change any more, unless somebody asks for a rerun.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Waiting | Self::Started)
+    }
+}
+
+impl HookRun {
+    /// The request to run it again that nobody has taken in yet, if there is one.
+    pub fn open_rerun(&self) -> Option<RerunRequest> {
+        let request = RerunRequest::read(self.metadata.annotations.as_ref()?.get(RERUN_ANNOTATION)?)?;
+        let taken = self.status.as_ref()?.has_taken(&request.request);
+        (!taken).then_some(request)
+    }
+
+    /// The request to cancel that stands on the run itself.
+    pub fn cancel_request(&self) -> Option<Request> {
+        Request::read(self.metadata.annotations.as_ref()?.get(CANCEL_ANNOTATION)?)
     }
 }
 
@@ -174,7 +191,7 @@ pub struct HookRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init: Vec<InitStatus>,
     /// `Finished`, `Succeeded`, `Waiting`; and what is out of the ordinary: `InitTimedOut`, `AdmissionMissed`,
-    /// `InjectionMissed`, `LeftToVelero`, `PolicyMissing`.
+    /// `InjectionMissed`, `LeftToVelero`, `PolicyMissing`, `Paused`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -184,6 +201,52 @@ pub struct HookRunStatus {
     /// When the last hook ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<MicroTime>,
+    /// Who has cancelled what had not started, if anybody has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled: Option<Request>,
+    /// Since when nothing new is started because somebody has paused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_since: Option<MicroTime>,
+    /// How long it was paused before that, since the clocks of its wait timeouts began.
+    #[serde(default, skip_serializing_if = "is_no_time")]
+    pub paused_for: GoDuration,
+    /// The latest requests to run it again, taken in or refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reruns: Vec<Rerun>,
+}
+
+/// A request to run again what did not succeed, and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rerun {
+    /// Who asked, when and why.
+    pub request: Request,
+    /// From 1, for those that were not refused; 0 for a refused one.
+    #[serde(default)]
+    pub number: u32,
+    /// When it was taken in: the clocks of wait timeouts start anew here.
+    pub taken_at: MicroTime,
+    /// The names of the hooks that it runs again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<String>,
+    /// The requests to cancel (by id) that stood at that time: they were for what went before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub despite: Vec<String>,
+    /// Why it was refused, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+impl HookRunStatus {
+    /// The latest rerun that was not refused.
+    pub fn last_rerun(&self) -> Option<&Rerun> {
+        self.reruns.iter().rev().find(|rerun| rerun.refused.is_none())
+    }
+
+    /// Whether this request to run it again has been taken in or refused already.
+    pub fn has_taken(&self, request: &Request) -> bool {
+        self.reruns.iter().any(|rerun| rerun.request.id == request.id)
+    }
 }
 
 /// What became of one post hook.
@@ -210,6 +273,22 @@ pub struct PostStatus {
     /// Each time it was started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
+    /// The number of the last rerun that it was part of; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rerun: u32,
+    /// How many attempts there were before that rerun.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempts_before_rerun: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_no_time(time: &GoDuration) -> bool {
+    time.is_zero()
 }
 
 /// One execution of a command.

@@ -2,13 +2,18 @@
 
 pub mod blueprint;
 pub mod check;
+pub mod control;
 pub mod crd;
+pub mod logs;
+mod output;
 pub mod preview;
 mod preview_text;
+mod progress;
 pub mod release;
 pub mod self_test;
 pub mod status;
 mod status_table;
+mod target;
 pub mod unserved;
 
 use std::{io::Write, process::ExitCode};
@@ -31,6 +36,12 @@ enum Command {
     Webhook(Box<webhook::WebhookArgs>),
     Waiter(Box<waiter::WaiterArgs>),
     Status(status::StatusArgs),
+    Wait(status::WaitArgs),
+    Logs(logs::LogsArgs),
+    Cancel(control::CancelArgs),
+    Pause(control::PauseArgs),
+    Resume(control::ResumeArgs),
+    Rerun(control::RerunArgs),
     Preview(preview::PreviewArgs),
     Blueprint(blueprint::BlueprintArgs),
     Check(check::CheckArgs),
@@ -52,6 +63,12 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             waiter::run(*args).await?;
         }
         Command::Status(args) => return status::run(args).await,
+        Command::Wait(args) => return status::wait(args).await,
+        Command::Logs(args) => return logs::run(args).await,
+        Command::Cancel(args) => return control::cancel(args).await,
+        Command::Pause(args) => return control::pause(args).await,
+        Command::Resume(args) => return control::resume(args).await,
+        Command::Rerun(args) => return control::rerun(args).await,
         Command::Preview(args) => return preview::run(args).await,
         Command::Blueprint(args) => return blueprint::run(args),
         Command::Check(args) => return check::run(args).await,

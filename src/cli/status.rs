@@ -1,24 +1,24 @@
-//! `reveille status`: what became of each hook, and an exit code that tells the result.
+//! `reveille status` and `reveille wait`: what became of each hook, and an exit code that tells the result.
 
-use std::{
-    collections::BTreeMap,
-    io::{IsTerminal, Write},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
-use kube::{Api, Client, api::ListParams};
+use clap::Args;
+use kube::{Client, api::ListParams};
 use serde::Serialize;
 
 use super::{
+    output::{self, Output},
+    progress::Progress,
     status_table,
+    target::{self, Name, restore_references},
     unserved::{self, Unserved},
 };
 use crate::{
     admission::pod::reference,
     api::HookRun,
+    control::Request,
+    duration::GoDuration,
     hooks::restored::{RestoreInfo, label_value},
     infra::{clock, kube::clients},
     names::VELERO_RESTORE_LABEL,
@@ -34,36 +34,55 @@ const FAILED: u8 = 1;
 /// Not finished.
 const PENDING: u8 = 3;
 
-/// How often `--wait` looks.
+/// How often a restore that is waited for is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How many looks in a row may fail while it is waited for: the API server may be away for a while.
+const FAILURES: u32 = 120;
 
 /// Shows what became of the hooks of restores.
 ///
-/// Exit code: 0 all hooks that count succeeded, 1 a hook with onError Fail did not, 2 an error, 3 not finished yet.
+/// Exit code: 0 all hooks that count succeeded, 1 a hook with on-error Fail did not, 2 an error, 3 not finished yet.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  reveille status                        # all restores
+  reveille status shop --wait --timeout 30m
+  reveille status velero/shop -o yaml")]
 pub struct StatusArgs {
     /// A Restore, as NAME or NAMESPACE/NAME; without it all runs are shown.
     restore: Option<String>,
+    /// The Restore's namespace, if the name does not say it.
+    #[arg(short, long, requires = "restore")]
+    namespace: Option<String>,
     /// How to print.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    #[arg(short, long, value_enum, default_value_t)]
     output: Output,
     /// Wait until the restore is finished, hooks included.
     #[arg(long)]
     wait: bool,
     /// With --wait: how long at most, for example 10m.
     #[arg(long, requires = "wait")]
-    timeout: Option<crate::duration::GoDuration>,
+    timeout: Option<GoDuration>,
 }
 
-/// How to print.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people.
-    Table,
-    /// For programs.
-    Json,
-    /// For programs and people.
-    Yaml,
+/// Waits until a restore is finished, hooks included, and says in one line how it ended.
+///
+/// Exit code: 0 all hooks that count succeeded, 1 a hook with on-error Fail did not, 2 an error, 3 not finished in time.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  reveille wait shop && kubectl scale deployment/shop --replicas 3
+  reveille wait velero/shop --timeout 30m -o json")]
+pub struct WaitArgs {
+    /// The Restore, as NAME or NAMESPACE/NAME.
+    restore: String,
+    /// Its namespace, if the name does not say it.
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+    /// How long at most, for example 10m.
+    #[arg(long)]
+    timeout: Option<GoDuration>,
 }
 
 /// One restore and its runs.
@@ -80,6 +99,12 @@ pub(super) struct RestoreStatus {
     /// Why, when there is something to say.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) message: String,
+    /// Who has cancelled it, if anybody has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cancelled: Option<Request>,
+    /// Who has paused it, if it is paused by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) paused: Option<Request>,
     /// Its runs, by namespace and name.
     pub(super) runs: Vec<HookRun>,
     /// Pods with hooks that its controllers made by themselves: nobody runs these.
@@ -87,24 +112,66 @@ pub(super) struct RestoreStatus {
     pub(super) not_served: Vec<Unserved>,
 }
 
-/// Runs the command.
+/// Runs `reveille status`.
 pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let client = clients().await?.api;
+    let name = args
+        .restore
+        .as_deref()
+        .map(|text| Name::parse(text, args.namespace.as_deref()))
+        .transpose()?;
+    let statuses = if args.wait {
+        wait_for(&client, name.as_ref(), args.timeout).await?
+    } else {
+        read(&client, name.as_ref()).await?
+    };
+    let statuses = with_unserved(&client, statuses, name.is_none()).await;
+    output::print(args.output, &serde_json::json!({"restores": statuses}), || {
+        status_table::render(&statuses, clock::now())
+    })?;
+    Ok(ExitCode::from(exit_code(&statuses)))
+}
+
+/// Runs `reveille wait`.
+pub async fn wait(args: WaitArgs) -> anyhow::Result<ExitCode> {
+    let client = clients().await?.api;
+    let name = Name::parse(&args.restore, args.namespace.as_deref())?;
+    let statuses = wait_for(&client, Some(&name), args.timeout).await?;
+    output::print(args.output, &serde_json::json!({"restores": statuses}), || {
+        statuses
+            .iter()
+            .map(|status| status_table::title(status) + "\n")
+            .collect()
+    })?;
+    Ok(ExitCode::from(exit_code(&statuses)))
+}
+
+/// Looks until nothing is open any more, or the time is over.
+async fn wait_for(
+    client: &Client,
+    name: Option<&Name>,
+    limit: Option<GoDuration>,
+) -> anyhow::Result<Vec<RestoreStatus>> {
     let stopwatch = clock::Stopwatch::start();
-    let limit = args.timeout.and_then(crate::duration::GoDuration::to_std);
-    let mut progress = Progress::default();
+    let limit = limit.and_then(GoDuration::to_std);
+    let mut progress = Progress::new();
+    let mut statuses = read(client, name).await?;
+    let mut failures = 0;
     loop {
-        let statuses = read(&client, args.restore.as_deref()).await?;
-        let code = exit_code(&statuses);
         let over = limit.is_some_and(|limit| stopwatch.elapsed() >= limit);
-        if !args.wait || code != PENDING || over {
-            progress.end();
-            let statuses = with_unserved(&client, statuses, args.restore.is_none()).await;
-            print(&statuses, args.output)?;
-            return Ok(ExitCode::from(code));
+        if exit_code(&statuses) != PENDING || over {
+            return Ok(statuses);
         }
         progress.show(&statuses);
         tokio::time::sleep(INTERVAL).await;
+        match read(client, name).await {
+            Ok(fresh) => (statuses, failures) = (fresh, 0),
+            Err(error) if failures >= FAILURES => return Err(error),
+            Err(error) => {
+                failures += 1;
+                progress.say(&format!("{error:#}; it is tried again"));
+            }
+        }
     }
 }
 
@@ -128,10 +195,7 @@ async fn with_unserved(client: &Client, mut statuses: Vec<RestoreStatus>, all: b
         Ok(found) => found,
         Err(error) => {
             // Who may only read HookRuns still gets these.
-            let _ = writeln!(
-                std::io::stderr(),
-                "pods that are not served can't be looked for: {error:#}"
-            );
+            output::note(&format!("pods that are not served can't be looked for: {error:#}"));
             return statuses;
         }
     };
@@ -141,7 +205,7 @@ async fn with_unserved(client: &Client, mut statuses: Vec<RestoreStatus>, all: b
                 restores
                     .iter()
                     .filter(|restore| restore.uid == pod.restore)
-                    .map(|restore| status(Some(restore), Some(reference(restore)), Vec::new(), 0)),
+                    .map(|restore| RestoreStatus::judge(Some(reference(restore)), Some(restore), 0, Vec::new())),
             );
             statuses.len().saturating_sub(1)
         });
@@ -162,103 +226,99 @@ fn exit_code(statuses: &[RestoreStatus]) -> u8 {
 }
 
 /// Reads the runs of one restore, or of all.
-async fn read(client: &Client, wanted: Option<&str>) -> anyhow::Result<Vec<RestoreStatus>> {
-    let (namespace, name) = match wanted.map(|text| {
-        text.split_once('/')
-            .map_or((None, text), |(namespace, name)| (Some(namespace), name))
-    }) {
-        Some((namespace, name)) => (namespace, Some(name)),
-        None => (None, None),
-    };
+async fn read(client: &Client, name: Option<&Name>) -> anyhow::Result<Vec<RestoreStatus>> {
     let parameters = match name {
-        Some(name) => ListParams::default().labels(&format!("{VELERO_RESTORE_LABEL}={}", label_value(name))),
+        Some(name) => ListParams::default().labels(&format!("{VELERO_RESTORE_LABEL}={}", label_value(&name.name))),
         None => ListParams::default(),
     };
-    let mut runs = Api::<HookRun>::all(client.clone())
-        .list(&parameters)
-        .await
-        .context("can't list HookRuns: is Reveille installed?")?
-        .items;
-    for run in &mut runs {
-        // Long, and of no use to anybody who asks what became of a hook.
-        run.metadata.managed_fields = None;
-    }
-    let is_wanted = |restore: &RestoreRef| {
-        name.is_none_or(|name| restore.name == name) && namespace.is_none_or(|namespace| restore.namespace == namespace)
-    };
-    let mut groups: BTreeMap<Option<(String, String, String)>, Vec<HookRun>> = BTreeMap::new();
-    for run in runs {
-        let restore = run.spec.plan.restore.as_ref();
-        if restore.map_or(name.is_none(), is_wanted) {
-            groups
-                .entry(restore.map(|r| (r.namespace.clone(), r.name.clone(), r.uid.clone())))
-                .or_default()
-                .push(run);
-        }
-    }
+    let runs = target::runs(client, &parameters).await?;
     let restores = restores_of(client).await?;
-    // A Restore that is asked for by name is shown even if it has no hooks.
-    for restore in restores
-        .iter()
-        .filter(|restore| name.is_some() && is_wanted(&reference(restore)))
-    {
-        groups
-            .entry(Some((
-                restore.namespace.clone(),
-                restore.name.clone(),
-                restore.uid.clone(),
-            )))
-            .or_default();
-    }
-    if let (Some(wanted), true) = (wanted, groups.is_empty()) {
-        bail!("there is no Restore {wanted:?}, and no HookRun of one");
-    }
     let mut statuses = Vec::new();
-    for (key, runs) in groups {
-        let restore = key
-            .as_ref()
-            .and_then(|(_, _, uid)| restores.iter().find(|restore| restore.uid == *uid));
+    for (reference, runs) in grouped(name, &restores, runs)? {
+        let uid = reference.as_ref().map(|reference| &reference.uid);
+        let restore = restores.iter().find(|restore| Some(&restore.uid) == uid);
         let unplanned = match restore {
             Some(restore) => unplanned(client, restore, &runs).await?,
             None => 0,
         };
-        let reference = key.map(|(namespace, name, uid)| RestoreRef { namespace, name, uid });
-        statuses.push(status(restore, reference, runs, unplanned));
+        statuses.push(RestoreStatus::judge(reference, restore, unplanned, runs));
     }
     Ok(statuses)
 }
 
-/// How a restore stands. `unplanned`: how many of its planned pods have no `HookRun` yet.
-fn status(
-    restore: Option<&RestoreInfo>,
-    reference: Option<RestoreRef>,
+/// The runs by restore: of the one that is named, or of all that have some.
+fn grouped(
+    name: Option<&Name>,
+    restores: &[RestoreInfo],
     runs: Vec<HookRun>,
-    unplanned: usize,
-) -> RestoreStatus {
-    let references: Vec<&HookRun> = runs.iter().collect();
-    let verdict = match restore {
-        Some(restore) => result::judge(restore, unplanned, &references, clock::now()),
-        None => result::judge_runs(&references),
-    };
-    // Whoever reads the Restore next should find what is said here.
-    let verdict = match (restore, verdict) {
-        (Some(restore), Verdict::Succeeded | Verdict::Failed(_)) if restore.result_is_open() => {
-            Verdict::Pending("the result is being written on the Restore".to_owned())
+) -> anyhow::Result<Vec<(Option<RestoreRef>, Vec<HookRun>)>> {
+    let key = |restore: Option<RestoreRef>| restore.map(|r| (r.namespace, r.name, r.uid));
+    let mut groups: BTreeMap<_, Vec<HookRun>> = BTreeMap::new();
+    if let Some(name) = name {
+        let named = restore_references(name, restores, &runs);
+        let mut namespaces: Vec<&str> = named.iter().map(|restore| restore.namespace.as_str()).collect();
+        namespaces.dedup();
+        match namespaces.as_slice() {
+            [] => bail!("there is no Restore {:?}, and no HookRun of one", name.to_string()),
+            [_] => {}
+            several => bail!(
+                "there are Restores {:?} in several namespaces: {} (write NAMESPACE/NAME)",
+                name.name,
+                several.join(", ")
+            ),
         }
-        (_, verdict) => verdict,
-    };
-    let message = match &verdict {
-        Verdict::Pending(message) | Verdict::Failed(message) => message.clone(),
-        Verdict::Succeeded if runs.is_empty() => "no hooks".to_owned(),
-        Verdict::Succeeded => String::new(),
-    };
-    RestoreStatus {
-        restore: reference,
-        velero_phase: restore.map(|restore| restore.phase.clone()),
-        result: verdict.word(),
-        message,
-        runs,
-        not_served: Vec::new(),
+        // One that is asked for by name is shown even if it has no hooks.
+        groups.extend(named.into_iter().map(|restore| (key(Some(restore)), Vec::new())));
+    }
+    for run in runs {
+        let restore = key(run.spec.plan.restore.clone());
+        match groups.get_mut(&restore) {
+            Some(group) => group.push(run),
+            None if name.is_none() => drop(groups.insert(restore, vec![run])),
+            None => {}
+        }
+    }
+    let reference = |(namespace, name, uid)| RestoreRef { namespace, name, uid };
+    Ok(groups
+        .into_iter()
+        .map(|(key, runs)| (key.map(reference), runs))
+        .collect())
+}
+
+impl RestoreStatus {
+    fn judge(
+        reference: Option<RestoreRef>,
+        restore: Option<&RestoreInfo>,
+        unplanned: usize,
+        runs: Vec<HookRun>,
+    ) -> Self {
+        let references: Vec<&HookRun> = runs.iter().collect();
+        let verdict = match restore {
+            Some(restore) => result::judge(restore, unplanned, &references, clock::now()),
+            None => result::judge_runs(&references),
+        };
+        // Whoever reads the Restore next should find what is said here.
+        let verdict = match (restore, verdict) {
+            (Some(restore), Verdict::Succeeded | Verdict::Failed(_)) if !result::is_written(restore, &references) => {
+                Verdict::Pending("the result is being written on the Restore".to_owned())
+            }
+            (_, verdict) => verdict,
+        };
+        let message = match &verdict {
+            Verdict::Pending(message) | Verdict::Failed(message) => message.clone(),
+            Verdict::Succeeded if runs.is_empty() => "no hooks".to_owned(),
+            Verdict::Succeeded => String::new(),
+        };
+        Self {
+            restore: reference,
+            velero_phase: restore.map(|restore| restore.phase.clone()),
+            result: verdict.word(),
+            message,
+            cancelled: restore.and_then(|restore| restore.cancel.clone()),
+            paused: restore.and_then(|restore| restore.pause.clone()),
+            runs,
+            not_served: Vec::new(),
+        }
     }
 }
 
@@ -276,52 +336,4 @@ async fn unplanned(client: &Client, restore: &RestoreInfo, runs: &[HookRun]) -> 
     let uids: Vec<&str> = runs.iter().map(|run| run.spec.pod.uid.as_str()).collect();
     let waiting = pods.iter().filter(|pod| !uids.contains(&pod.identity.uid.as_str()));
     Ok(waiting.count())
-}
-
-fn print(statuses: &[RestoreStatus], output: Output) -> anyhow::Result<()> {
-    let text = match output {
-        Output::Table => status_table::render(statuses, clock::now()),
-        Output::Json => serde_json::to_string_pretty(&serde_json::json!({"restores": statuses}))? + "\n",
-        Output::Yaml => serde_saphyr::to_string(&serde_json::json!({"restores": statuses}))?,
-    };
-    // A reader that has gone away (`| head`) is no error.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(())
-}
-
-/// The line that `--wait` keeps up to date on a terminal; elsewhere a line for each change.
-#[derive(Default)]
-struct Progress {
-    last: String,
-}
-
-impl Progress {
-    fn show(&mut self, statuses: &[RestoreStatus]) {
-        let line = statuses
-            .iter()
-            .find(|status| status.result == "Pending")
-            .map(|status| status.message.clone())
-            .unwrap_or_default();
-        if line == self.last {
-            return;
-        }
-        let mut stderr = std::io::stderr();
-        let _ = if stderr.is_terminal() {
-            write!(
-                stderr,
-                "\r\x1b[K{}",
-                crate::waiter::events::cut(&line.replace('\n', " "), 110)
-            )
-        } else {
-            writeln!(stderr, "{line}")
-        };
-        self.last = line;
-    }
-
-    fn end(&self) {
-        let mut stderr = std::io::stderr();
-        if !self.last.is_empty() && stderr.is_terminal() {
-            let _ = write!(stderr, "\r\x1b[K");
-        }
-    }
 }

@@ -19,18 +19,13 @@ pub(super) fn render(statuses: &[RestoreStatus], now: Timestamp) -> String {
     }
     let mut text = String::new();
     for status in statuses {
-        let name = status.restore.as_ref().map_or_else(
-            || "(other restore tools)".to_owned(),
-            |r| format!("{}/{}", r.namespace, r.name),
-        );
-        let _ = write!(text, "Restore {name}: hooks {}", status.result);
-        if let Some(phase) = status.velero_phase.as_ref().filter(|phase| !phase.is_empty()) {
-            let _ = write!(text, ", Velero {phase}");
+        let _ = writeln!(text, "{}", title(status));
+        if let Some(request) = &status.paused {
+            let _ = writeln!(text, " paused {request}");
         }
-        if !status.message.is_empty() {
-            let _ = write!(text, " ({})", status.message);
+        if let Some(request) = &status.cancelled {
+            let _ = writeln!(text, " cancelled {request}");
         }
-        let _ = writeln!(text);
         if !status.runs.is_empty() {
             let _ = writeln!(text, "{}\n{}", table(status, now), totals(status));
         }
@@ -51,6 +46,22 @@ pub(super) fn render(statuses: &[RestoreStatus], now: Timestamp) -> String {
         let _ = writeln!(text);
     }
     text
+}
+
+/// How a restore stands, in one line.
+pub(super) fn title(status: &RestoreStatus) -> String {
+    let name = status.restore.as_ref().map_or_else(
+        || "(other restore tools)".to_owned(),
+        |r| format!("{}/{}", r.namespace, r.name),
+    );
+    let mut line = format!("Restore {name}: hooks {}", status.result);
+    if let Some(phase) = status.velero_phase.as_ref().filter(|phase| !phase.is_empty()) {
+        let _ = write!(line, ", Velero {phase}");
+    }
+    if !status.message.is_empty() {
+        let _ = write!(line, " ({})", status.message);
+    }
+    line
 }
 
 fn table(status: &RestoreStatus, now: Timestamp) -> String {
@@ -104,7 +115,12 @@ fn table(status: &RestoreStatus, now: Timestamp) -> String {
             row("init", init_cells(init, now));
         }
         for post in &state.post {
-            row("post", post_cells(post, now));
+            let mut cells = post_cells(post, now);
+            // What keeps a whole run from starting stands in no hook of its own.
+            if let (HookState::Waiting, Some(_), Some(reason)) = (post.state, &state.paused_since, cells.last_mut()) {
+                *reason = one_line(&state.message);
+            }
+            row("post", cells);
         }
     }
     // comfy-table pads the last column; trailing blanks are noise in a terminal and in diffs.

@@ -5,14 +5,16 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{matching::IncludeExclude, restore_spec::Rules};
 use crate::{
+    control::Request,
     digest,
     names::{
-        MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, RESTIC_WAIT, RESTORE_WAIT, RESULT_ANNOTATION,
-        STATUS_ANNOTATION, VELERO_RESTORE_LABEL,
+        CANCEL_ANNOTATION, MODE_ANNOTATION, OWNER_ANNOTATION, OWNER_REVEILLE, PAUSE_ANNOTATION, RESTIC_WAIT,
+        RESTORE_WAIT, RESULT_ANNOTATION, STATUS_ANNOTATION, VELERO_RESTORE_LABEL, WRITTEN_ANNOTATION,
     },
 };
 
@@ -37,6 +39,16 @@ pub struct RestoreInfo {
     pub marked: bool,
     /// The result annotation as it stands.
     pub result: Option<String>,
+    /// What Reveille has written on it, as it stands there ([`crate::result::Written`]).
+    pub written: Option<String>,
+    /// Somebody has cancelled what has not started.
+    pub cancel: Option<Request>,
+    /// Somebody has paused it.
+    pub pause: Option<Request>,
+    /// `status.hookStatus`.
+    pub hook_counts: HookCounts,
+    /// Its deletion has begun.
+    pub deleting: bool,
     /// The mode annotation as written.
     pub mode: Option<String>,
     /// Its source namespaces.
@@ -100,6 +112,11 @@ impl RestoreInfo {
             completed: time(status, "completionTimestamp"),
             marked,
             result: annotation(RESULT_ANNOTATION).map(str::to_owned),
+            written: annotation(WRITTEN_ANNOTATION).map(str::to_owned),
+            cancel: annotation(CANCEL_ANNOTATION).and_then(Request::read),
+            pause: annotation(PAUSE_ANNOTATION).and_then(Request::read),
+            hook_counts: HookCounts::read(status),
+            deleting: metadata.get("deletionTimestamp").is_some(),
             mode: annotation(MODE_ANNOTATION).map(str::to_owned),
             namespaces: IncludeExclude {
                 include: strings("includedNamespaces"),
@@ -118,6 +135,11 @@ impl RestoreInfo {
     /// A result was promised (it is marked) and has not been written on it.
     pub fn result_is_open(&self) -> bool {
         self.marked && self.result.as_deref() == Some("Pending")
+    }
+
+    /// A result was promised, and none has ever been written on it.
+    pub fn was_never_judged(&self) -> bool {
+        self.result_is_open() && self.written.is_none()
     }
 
     /// Velero is done with it, whatever came of it.
@@ -143,6 +165,44 @@ impl RestoreInfo {
             .map(|(from, _)| from.as_str());
         let own = (!self.namespace_mapping.contains_key(namespace)).then_some(namespace);
         mapped.chain(own).any(|source| self.namespaces.includes(source))
+    }
+}
+
+/// The numbers in `status.hookStatus` of a Restore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HookCounts {
+    /// Post hooks that were to be run.
+    pub attempted: u64,
+    /// Those of them that did not succeed.
+    pub failed: u64,
+}
+
+impl HookCounts {
+    fn read(status: &Value) -> Self {
+        let number = |field: &str| status.get("hookStatus")?.get(field)?.as_u64();
+        Self {
+            attempted: number("hooksAttempted").unwrap_or_default(),
+            failed: number("hooksFailed").unwrap_or_default(),
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            attempted: self.attempted.saturating_add(other.attempted),
+            failed: self.failed.saturating_add(other.failed),
+        }
+    }
+
+    /// What is left without the others.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            attempted: self.attempted.saturating_sub(other.attempted),
+            failed: self.failed.saturating_sub(other.failed),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::{
     budget, conditions,
+    control::current_attempts,
     end::{conclude, settle},
     pod_view::PodView,
     retry::next_attempt,
@@ -174,7 +175,10 @@ pub(super) fn finish(hook: &PostHook, state: &mut PostStatus, outcome: &Outcome,
         return false;
     };
     let next = state.attempts.len() + 1;
-    let all = hook.retry.limit() + 1;
+    let all = state
+        .attempts_before_rerun
+        .saturating_add(hook.retry.limit())
+        .saturating_add(1);
     settle(
         state,
         HookState::Waiting,
@@ -188,7 +192,8 @@ pub(super) fn finish(hook: &PostHook, state: &mut PostStatus, outcome: &Outcome,
 /// Ends a hook that waits. One that has been tried ends as its last attempt did.
 pub(super) fn call_off(state: &mut PostStatus, end: HookState, reason: &str, message: &str) {
     state.next_attempt_at = None;
-    let Some(last) = state.attempts.last() else {
+    let tried = state.attempts.last().filter(|_| current_attempts(state) > 0);
+    let Some(last) = tried else {
         settle(state, end, reason, message);
         return;
     };

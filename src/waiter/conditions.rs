@@ -12,6 +12,8 @@ pub(super) const FINISHED: &str = "Finished";
 pub(super) const SUCCEEDED: &str = "Succeeded";
 /// True while it has been waiting for longer than a while; reason and message say for what.
 pub(super) const WAITING: &str = "Waiting";
+/// True while nothing new is started because somebody has paused it.
+pub(super) const PAUSED: &str = "Paused";
 /// True if an init container took longer than it may.
 pub(super) const INIT_TIMED_OUT: &str = "InitTimedOut";
 
@@ -88,7 +90,8 @@ fn outcome(status: &HookRunStatus) -> String {
     }
 }
 
-fn set(status: &mut HookRunStatus, type_: &str, value: &str, reason: &str, message: &str, now: Timestamp) {
+/// Sets a condition; its time changes with its status only.
+pub(super) fn set(status: &mut HookRunStatus, type_: &str, value: &str, reason: &str, message: &str, now: Timestamp) {
     let old = status.conditions.iter_mut().find(|condition| condition.type_ == type_);
     let since = old
         .as_ref()

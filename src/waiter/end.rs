@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-use super::{init, pod_view::PodView};
+use super::{control::is_current, init, pod_view::PodView};
 use crate::{
     api::hook_run::{HookRunSpec, HookRunStatus, HookState, PostStatus, RunPhase},
     hooks::OnError,
@@ -11,12 +11,21 @@ use crate::{
 
 /// Why a failure in this run cancels what has not started in its restore, if so.
 pub fn cancelling_failure(spec: &HookRunSpec, status: &HookRunStatus) -> Option<String> {
+    failure_among(spec, status, |_| true)
+}
+
+/// The same for this run itself: in a rerun, what failed before it and is not part of it cancels nothing.
+pub(super) fn current_failure(spec: &HookRunSpec, status: &HookRunStatus) -> Option<String> {
+    failure_among(spec, status, |state| is_current(status, state))
+}
+
+fn failure_among(spec: &HookRunSpec, status: &HookRunStatus, counts: impl Fn(&PostStatus) -> bool) -> Option<String> {
     let failed = spec.plan.post.iter().zip(&status.post).find(|(hook, state)| {
         let bad = matches!(
             state.state,
             HookState::Failed | HookState::ExecTimedOut | HookState::WaitTimedOut | HookState::Unknown
         );
-        hook.on_error == OnError::Fail && bad
+        hook.on_error == OnError::Fail && bad && counts(state)
     });
     failed.map(|(hook, state)| {
         format!(

@@ -2,8 +2,10 @@
 
 pub mod attempt;
 pub mod begin;
+pub mod brake;
 pub mod budget;
 mod conditions;
+pub mod control;
 mod counts;
 pub mod end;
 pub mod events;
@@ -22,6 +24,7 @@ mod retention;
 mod retry;
 pub mod run_task;
 mod setback;
+pub mod settlement;
 mod stale;
 pub mod step;
 mod waiting;
@@ -32,7 +35,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 use kube::Client;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -94,6 +97,9 @@ pub struct WaiterArgs {
     /// Label selector (JSON) of the namespaces about which the webhook is asked; in others no hooks are run.
     #[arg(long, value_parser = namespace_selector)]
     namespace_selector: Option<kube::core::Selector>,
+    /// The `ConfigMap` in Reveille's own namespace on which `reveille pause` pauses everything.
+    #[arg(long, default_value = crate::names::PAUSE_CONFIG_MAP)]
+    pause_config_map: String,
     /// How many commands may run at once.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     max_concurrent_hooks: u16,
@@ -294,20 +300,27 @@ fn start(
         report_after: args.report_waiting_after.to_signed(),
         synced: is_synced,
     });
-    spawn_watches(shutdown, client, &context, tasks, move || {
+    let lists = Arc::new(Semaphore::new(0));
+    spawn_watches(shutdown, &context, tasks, Arc::clone(&lists), move || {
         synced.send_replace(true);
     });
-    spawn_restores(shutdown, &context, is_listed, args.retention);
+    let pause = (args.namespace.clone(), args.pause_config_map.clone());
+    spawn_brake(shutdown, &context, pause, &lists);
+    spawn_restores(shutdown, &context, is_listed, &lists, args.retention);
     gate
 }
 
-/// Follows planned pods and `HookRun`s, with a task for each unfinished run. `on_listed` is called once both lists are
-/// complete: before that a missing pod or run means nothing, and tasks wait.
+/// The lists that must be complete before anything is started: planned pods, runs, Restores and the pause of everything. A
+/// pod or a run that is missing in them means nothing before that, and a brake may be on that is not known yet.
+const LISTS: u32 = 4;
+
+/// Follows planned pods and `HookRun`s, with a task for each unfinished run. `lists` counts the lists that are complete;
+/// `on_listed` is called once all are.
 fn spawn_watches(
     shutdown: &Shutdown,
-    client: kube::Client,
     context: &Arc<Context<exec::ApiExec>>,
     tasks: &TaskTracker,
+    lists: Arc<Semaphore>,
     on_listed: impl Fn() + Send + Sync + 'static,
 ) {
     let start = {
@@ -316,20 +329,18 @@ fn spawn_watches(
             tasks.spawn(run_task::drive(Arc::clone(&context), key, bell));
         }
     };
-    let (queue, ended) = (Arc::clone(&context.queue), shutdown.ended());
-    let standing = Arc::clone(&context.standing);
+    let (client, queue) = (context.client.clone(), Arc::clone(&context.queue));
+    let (standing, ended) = (Arc::clone(&context.standing), shutdown.ended());
     shutdown.spawn_background("watches", async move {
-        let lists = tokio::sync::Semaphore::new(0);
-        let listed = || lists.add_permits(1);
-        let both = async {
-            let _ = lists.acquire_many(2).await;
+        let all = async {
+            let _ = lists.acquire_many(LISTS).await;
             on_listed();
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = watch::pods(client.clone(), &queue, once(listed), start.clone()) => {}
-            () = watch::runs(client, &queue, once(listed), start.clone()) => {}
-            () = both => {}
+            () = watch::pods(client.clone(), &queue, count_once(&lists), start.clone()) => {}
+            () = watch::runs(client, &queue, count_once(&lists), start.clone()) => {}
+            () = all => {}
             () = wake_when_others_end(&standing, &queue) => {}
             () = ended.cancelled() => {}
         }
@@ -342,6 +353,7 @@ fn spawn_restores(
     shutdown: &Shutdown,
     context: &Context<exec::ApiExec>,
     is_listed: tokio::sync::watch::Receiver<bool>,
+    lists: &Arc<Semaphore>,
     retention: retention::RetentionArgs,
 ) {
     let (client, queue, missed) = (&context.client, &context.queue, &context.missed);
@@ -350,6 +362,7 @@ fn spawn_restores(
         Arc::clone(queue),
         Arc::clone(missed),
         is_listed,
+        count_once(lists),
         shutdown.stopping(),
     );
     shutdown.spawn_background("restores", restores);
@@ -364,10 +377,17 @@ fn spawn_restores(
     shutdown.spawn_background("retention", retention);
 }
 
-/// Calls `action` the first time only: a watch that breaks lists again.
-fn once(action: impl Fn()) -> impl Fn() {
-    let done = std::sync::Once::new();
-    move || done.call_once(&action)
+/// Follows the pause of everything; `place`: namespace and name of its `ConfigMap`.
+fn spawn_brake(shutdown: &Shutdown, context: &Context<exec::ApiExec>, place: (String, String), lists: &Arc<Semaphore>) {
+    let (client, queue) = (context.client.clone(), Arc::clone(&context.queue));
+    let brake = brake::run(client, place, queue, count_once(lists), shutdown.stopping());
+    shutdown.spawn_background("brake", brake);
+}
+
+/// Counts one list as complete, the first time only: a watch that breaks lists again.
+fn count_once(lists: &Arc<Semaphore>) -> impl Fn() + Send + Sync + 'static {
+    let (lists, done) = (Arc::clone(lists), std::sync::Once::new());
+    move || done.call_once(|| lists.add_permits(1))
 }
 
 fn positive(text: &str) -> Result<GoDuration, String> {

@@ -10,7 +10,12 @@ use futures::FutureExt;
 use tokio::sync::Notify;
 
 use super::{end::cancelling_failure, pod_view::PodView};
-use crate::api::{HookRun, hook_run::RunPhase};
+use crate::{
+    api::{HookRun, hook_run::RunPhase},
+    control::{Controls, Request, RerunRequest},
+    hooks::restored::RestoreInfo,
+    names::RERUN_ANNOTATION,
+};
 
 /// A run by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -64,8 +69,22 @@ struct State {
     runs: HashMap<RunKey, Arc<HookRun>>,
     /// One task for each of these; it sleeps on its bell.
     bells: HashMap<RunKey, Arc<Notify>>,
-    /// Restore uid to the reason why what has not started in it is cancelled.
-    cancelled: HashMap<String, String>,
+    /// Restore uid to its runs in which a hook with onError Fail failed, each with the reason why that cancels what has not
+    /// started in the others; the first failure first.
+    failed: HashMap<String, Vec<(RunKey, String)>>,
+    /// Restore uid to what people ask of that restore.
+    controls: HashMap<String, RestoreControls>,
+    /// Somebody has paused everything.
+    pause: Option<Request>,
+    /// Restores (by uid) of which a run is run again: their results change.
+    rerun: HashSet<String>,
+}
+
+/// What people ask of a restore.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct RestoreControls {
+    cancel: Option<Request>,
+    pause: Option<Request>,
 }
 
 impl Queue {
@@ -90,9 +109,14 @@ impl Queue {
     pub fn run_seen(&self, mut run: HookRun) -> Option<(RunKey, Arc<Notify>)> {
         let key = RunKey::of_run(&run)?;
         forget_output(&mut run);
-        let unfinished = run.status.as_ref().is_none_or(|status| !status.phase.is_final());
+        let asked_again = run.open_rerun().is_some();
+        let unfinished = asked_again || run.status.as_ref().is_none_or(|status| !status.phase.is_final());
         let mut state = self.lock();
-        state.note_cancelling(&run);
+        state.note_failure(&key, &run);
+        let was_run_again = run.status.as_ref().is_some_and(|status| status.last_rerun().is_some());
+        if let (true, Some(restore)) = (asked_again || was_run_again, &run.spec.plan.restore) {
+            state.rerun.insert(restore.uid.clone());
+        }
         state.runs.insert(key.clone(), Arc::new(run));
         if unfinished { state.ring(key) } else { None }
     }
@@ -163,12 +187,7 @@ impl Queue {
 
     /// Wakes the tasks of the runs for which this holds.
     pub fn wake(&self, holds: impl Fn(&HookRun) -> bool) {
-        let state = self.lock();
-        for (key, bell) in &state.bells {
-            if state.runs.get(key).is_some_and(|run| holds(run)) {
-                bell.notify_one();
-            }
-        }
+        self.lock().wake(holds);
     }
 
     /// How much there is to do.
@@ -184,9 +203,74 @@ impl Queue {
         }
     }
 
-    /// Why what has not started in a restore is cancelled, if so.
-    pub fn cancelled(&self, restore_uid: &str) -> Option<String> {
-        self.lock().cancelled.get(restore_uid).cloned()
+    /// Which failure cancels what has not started in a restore, if one does.
+    pub fn failed(&self, restore_uid: &str) -> Option<String> {
+        let state = self.lock();
+        let (_, reason) = state.failed.get(restore_uid)?.first()?;
+        Some(reason.clone())
+    }
+
+    /// Takes over what people ask of a restore, and wakes its runs when that has changed.
+    pub fn restore_seen(&self, restore: &RestoreInfo) {
+        let controls = RestoreControls {
+            cancel: restore.cancel.clone(),
+            pause: restore.pause.clone(),
+        };
+        let mut state = self.lock();
+        let old = state.controls.insert(restore.uid.clone(), controls.clone());
+        if old.unwrap_or_default() != controls {
+            state.wake(|run| run.spec.plan.restore.as_ref().is_some_and(|of| of.uid == restore.uid));
+        }
+    }
+
+    /// A Restore was deleted.
+    pub fn restore_gone(&self, uid: &str) {
+        self.lock().controls.remove(uid);
+    }
+
+    /// Forgets the Restores that a fresh list does not name.
+    pub fn only_restores(&self, listed: &HashSet<String>) {
+        self.lock().controls.retain(|uid, _| listed.contains(uid));
+    }
+
+    /// Takes over whether everything is paused, and wakes all runs when that has changed.
+    pub fn pause_all(&self, pause: Option<Request>) {
+        let mut state = self.lock();
+        if state.pause != pause {
+            state.pause = pause;
+            state.wake(|_| true);
+        }
+    }
+
+    /// All that people ask of a run, as last seen.
+    pub fn controls(&self, key: &RunKey) -> Controls {
+        let state = self.lock();
+        let Some(run) = state.runs.get(key) else {
+            return Controls {
+                pause: state.pause.clone(),
+                ..Controls::default()
+            };
+        };
+        let known = run
+            .spec
+            .plan
+            .restore
+            .as_ref()
+            .and_then(|of| state.controls.get(&of.uid));
+        let on_restore = known.cloned().unwrap_or_default();
+        let annotations = run.metadata.annotations.as_ref();
+        Controls {
+            cancel: run.cancel_request().into_iter().chain(on_restore.cancel).collect(),
+            pause: state.pause.clone().or(on_restore.pause),
+            rerun: annotations
+                .and_then(|annotations| annotations.get(RERUN_ANNOTATION))
+                .and_then(|text| RerunRequest::read(text)),
+        }
+    }
+
+    /// The restores (by uid) of which a run was or is run again; they are forgotten by that.
+    pub fn take_rerun_restores(&self) -> HashSet<String> {
+        std::mem::take(&mut self.lock().rerun)
     }
 
     /// Wakes all runs.
@@ -225,31 +309,32 @@ impl State {
         Some((key, bell))
     }
 
-    /// A failure with onError Fail wakes the other runs of its restore, so that they cancel what has not started.
-    fn note_cancelling(&mut self, run: &HookRun) {
-        let Some(restore) = &run.spec.plan.restore else { return };
-        let Some(reason) = run
-            .status
-            .as_ref()
-            .and_then(|status| cancelling_failure(&run.spec, status))
-        else {
-            return;
-        };
-        if self.cancelled.contains_key(&restore.uid) {
-            return;
-        }
-        self.cancelled.insert(restore.uid.clone(), reason);
-        let same = |run: &HookRun| {
-            run.spec
-                .plan
-                .restore
-                .as_ref()
-                .is_some_and(|other| other.uid == restore.uid)
-        };
+    /// Wakes the runs for which this holds.
+    fn wake(&self, concerned: impl Fn(&HookRun) -> bool) {
         for (key, bell) in &self.bells {
-            if self.runs.get(key).is_some_and(|run| same(run)) {
+            if self.runs.get(key).is_some_and(|run| concerned(run)) {
                 bell.notify_one();
             }
+        }
+    }
+
+    /// A failure with onError Fail wakes the other runs of its restore, so that they cancel what has not started.
+    fn note_failure(&mut self, key: &RunKey, run: &HookRun) {
+        let Some(restore) = &run.spec.plan.restore else { return };
+        let failure = run
+            .status
+            .as_ref()
+            .and_then(|status| cancelling_failure(&run.spec, status));
+        let known = self.failed.entry(restore.uid.clone()).or_default();
+        let is_first = known.is_empty();
+        match failure {
+            Some(reason) if !known.iter().any(|(run, _)| run == key) => known.push((key.clone(), reason)),
+            Some(_) => {}
+            // It may have been run again, with success.
+            None => known.retain(|(run, _)| run != key),
+        }
+        if is_first && !known.is_empty() {
+            self.wake(|run| run.spec.plan.restore.as_ref().is_some_and(|of| of.uid == restore.uid));
         }
     }
 }

@@ -18,7 +18,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use serde_json::{Map, json};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -26,29 +26,39 @@ use super::{
     missed::Missed,
     pod_view::PodView,
     queue::{Queue, RunKey},
+    settlement::{self, Settlement},
+    watch::is_refused,
 };
 use crate::{
     api::HookRun,
     hooks::restored::{RestoreInfo, label_value},
-    infra::{clock, kube::is_not_found, pod_edit::parameters},
-    names::{QUEUE_LABEL, RESULT_ANNOTATION, VELERO_RESTORE_LABEL},
+    infra::{
+        clock,
+        kube::{is_conflict, is_not_found},
+        pod_edit::parameters,
+    },
+    names::{QUEUE_LABEL, VELERO_RESTORE_LABEL},
     result::{self, Verdict},
 };
 
 /// How often restores whose result is open are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often what was overwritten is put back on one Restore; after that somebody means it, and it is no use to fight.
+const REPAIR_LIMIT: u32 = 10;
 
 /// Velero's Restore resource.
 pub fn resource() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("velero.io", "v1", "Restore"))
 }
 
-/// Follows all Restores until `end` fires.
+/// Follows all Restores until `end` fires. `listed_runs` tells that all runs are known; `listed_here` is called once all
+/// Restores are, or it is known that there are none.
 pub async fn run(
     client: Client,
     queue: Arc<Queue>,
     missed: Arc<Missed>,
     listed_runs: watch::Receiver<bool>,
+    listed_here: impl Fn(),
     end: CancellationToken,
 ) -> Result<(), Infallible> {
     let api: Api<DynamicObject> = Api::all_with(client, &resource());
@@ -58,6 +68,8 @@ pub async fn run(
         missed,
         end: end.clone(),
         followers: HashMap::new(),
+        changed: HashSet::new(),
+        repairs: HashMap::new(),
         tasks: TaskTracker::new(),
     };
     let mut tick = tokio::time::interval(INTERVAL);
@@ -70,16 +82,25 @@ pub async fn run(
                 Some(Ok(Event::Init)) => listed.clear(),
                 Some(Ok(Event::InitApply(object))) => listed.extend(keeper.seen(&object)),
                 Some(Ok(Event::InitDone)) => {
+                    keeper.queue.only_restores(&listed);
                     keeper.missed.restores.listed(&std::mem::take(&mut listed));
                     keeper.wake_orphans();
+                    listed_here();
                 }
                 Some(Ok(Event::Apply(object))) => drop(keeper.seen(&object)),
                 Some(Ok(Event::Delete(object))) => {
-                    keeper.missed.restores.remove(object.metadata.uid.as_deref().unwrap_or_default());
+                    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+                    keeper.queue.restore_gone(uid);
+                    keeper.missed.restores.remove(uid);
                     keeper.wake_orphans();
                 }
                 // Without Velero on the cluster there is nothing to watch; the watcher asks again with growing pauses.
-                Some(Err(error)) => tracing::debug!(%error, "the watch of Velero's Restores failed"),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "the watch of Velero's Restores failed");
+                    if is_refused(&error) {
+                        listed_here();
+                    }
+                }
                 None => return Ok(()),
             },
             // Before all runs are listed, those that are missing would count as none.
@@ -94,6 +115,10 @@ struct Keeper {
     end: CancellationToken,
     /// Restores whose pods are followed; the token fires when that is done, last list included.
     followers: HashMap<String, CancellationToken>,
+    /// Restores (by uid) that were written since their last look: what we have written may be gone.
+    changed: HashSet<String>,
+    /// How often this process has put back what was overwritten.
+    repairs: HashMap<String, u32>,
     tasks: TaskTracker,
 }
 
@@ -103,8 +128,10 @@ impl Keeper {
         let restore = serde_json::to_value(object).ok().as_ref().and_then(RestoreInfo::read)?;
         let uid = restore.uid.clone();
         // One that was over before anybody here saw it is looked through only if it was promised a result.
-        let of_interest = restore.started.is_some() && (!restore.finished() || restore.result_is_open());
+        let of_interest = restore.started.is_some() && (!restore.finished() || restore.was_never_judged());
+        self.queue.restore_seen(&restore);
         self.missed.restores.put(restore);
+        self.changed.insert(uid.clone());
         if of_interest && !self.followers.contains_key(&uid) {
             let done = CancellationToken::new();
             self.followers.insert(uid.clone(), done.clone());
@@ -125,97 +152,95 @@ impl Keeper {
         });
     }
 
-    /// Writes the results that are ready.
+    /// Writes the results that are ready, and puts back what was overwritten.
     async fn settle_all(&mut self) {
         let all = self.missed.restores.all();
         let alive: HashSet<&str> = all.iter().map(|restore| restore.uid.as_str()).collect();
         self.followers.retain(|uid, _| alive.contains(uid.as_str()));
-        for restore in all
-            .iter()
-            .filter(|restore| restore.finished() && restore.result_is_open())
-        {
+        self.repairs.retain(|uid, _| alive.contains(uid.as_str()));
+        self.changed.extend(self.queue.take_rerun_restores());
+        self.changed.retain(|uid| alive.contains(uid.as_str()));
+        for restore in all.iter().filter(|restore| restore.marked && restore.finished()) {
             let looked_through = self
                 .followers
                 .get(&restore.uid)
                 .is_none_or(CancellationToken::is_cancelled);
-            if !looked_through {
+            let worth_a_look = restore.result_is_open() || self.changed.contains(&restore.uid);
+            if !looked_through || !worth_a_look {
                 continue;
             }
-            if let Err(error) = settle(&self.missed, &self.queue, restore).await {
-                tracing::warn!(restore = restore.name, %error, "the result could not be written yet");
+            let repairs = self.repairs.get(&restore.uid).copied().unwrap_or_default();
+            match settle(&self.missed, &self.queue, restore, repairs < REPAIR_LIMIT).await {
+                Ok(settlement) => {
+                    self.changed.remove(&restore.uid);
+                    if matches!(settlement, Settlement::Repair(_)) {
+                        self.repairs.insert(restore.uid.clone(), repairs.saturating_add(1));
+                        if repairs == REPAIR_LIMIT {
+                            tracing::warn!(
+                                restore = restore.name,
+                                "what Reveille writes on this Restore is overwritten again and again; it is left as it is"
+                            );
+                        }
+                    }
+                }
+                // Somebody else wrote in between: the next look sees it.
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => tracing::warn!(restore = restore.name, %error, "the result could not be written yet"),
             }
         }
     }
 }
 
-/// Judges a restore that Velero has finished, and writes the result if there is one.
-async fn settle(missed: &Missed, queue: &Queue, restore: &RestoreInfo) -> Result<(), kube::Error> {
+/// Judges a restore that Velero has finished, and writes what is due on it.
+async fn settle(
+    missed: &Missed,
+    queue: &Queue,
+    restore: &RestoreInfo,
+    may_repair: bool,
+) -> Result<Settlement, kube::Error> {
     let client = &missed.client;
     let runs = queue.runs_of(&restore.uid);
     let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
     let mut verdict = result::judge(restore, 0, &runs, clock::now());
+    if settlement::settle(restore, &verdict, &runs) == Settlement::Leave {
+        if let Verdict::Pending(why) = &verdict {
+            tracing::debug!(restore = restore.name, why, "the result is still open");
+        }
+        return Ok(Settlement::Leave);
+    }
     if !matches!(verdict, Verdict::Pending(_)) {
         // Only now is it worth a list.
         verdict = result::judge(restore, unplanned(client, queue, restore).await?, &runs, clock::now());
     }
-    if let Verdict::Pending(why) = &verdict {
-        tracing::debug!(restore = restore.name, why, "the result is still open");
-        return Ok(());
-    }
-    let (attempted, failed) = result::counts(&runs);
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &restore.namespace, &resource());
     let Some(current) = api.get_opt(&restore.name).await? else {
-        return Ok(());
+        return Ok(Settlement::Leave);
     };
     let fresh = serde_json::to_value(&current).ok().as_ref().and_then(RestoreInfo::read);
-    // Deleted and made anew, or written by us a moment ago: the watch has not brought it yet.
-    if !fresh.is_some_and(|fresh| fresh.uid == restore.uid && fresh.result_is_open()) {
-        return Ok(());
-    }
-    let status = current.data.get("status");
-    // Velero may have counted hooks of its own (those that were left to it).
-    let theirs = |field: &str| {
-        status
-            .and_then(|status| status.get("hookStatus")?.get(field)?.as_u64())
-            .unwrap_or_default()
+    // It may have been deleted and made anew.
+    let Some(fresh) = fresh.filter(|fresh| fresh.uid == restore.uid) else {
+        return Ok(Settlement::Leave);
     };
-    let number = |own: usize, field: &str| theirs(field).saturating_add(u64::try_from(own).unwrap_or(u64::MAX));
-    let counts = json!({
-        "hooksAttempted": number(attempted, "hooksAttempted"),
-        "hooksFailed": number(failed, "hooksFailed"),
-    });
-    let phase = status.and_then(|status| status.get("phase")?.as_str());
-    let turns_bad = matches!(verdict, Verdict::Failed(_)) && phase == Some("Completed");
-    let mut new_status = Map::new();
-    if attempted > 0 {
-        new_status.insert("hookStatus".to_owned(), counts);
+    let settlement = settlement::settle(&fresh, &verdict, &runs);
+    let mut patch = match &settlement {
+        Settlement::Leave => return Ok(settlement),
+        Settlement::Repair(_) if !may_repair => return Ok(settlement),
+        Settlement::Reopen(patch) | Settlement::Write(patch) | Settlement::Repair(patch) => patch.clone(),
+    };
+    // Only as long as it is what was looked at: nothing that Velero writes meanwhile is lost.
+    let version = json!({"metadata": {"resourceVersion": current.metadata.resource_version}});
+    json_patch::merge(&mut patch, &version);
+    api.patch(&restore.name, &parameters(), &Patch::Merge(patch)).await?;
+    tracing::info!(
+        restore = restore.name,
+        result = verdict.word(),
+        repaired = matches!(settlement, Settlement::Repair(_)),
+        "the result of a restore's hooks is written"
+    );
+    if matches!(settlement, Settlement::Write(_)) {
+        missed.tell_end(restore, &verdict, &runs).await;
     }
-    if turns_bad {
-        new_status.insert("phase".to_owned(), json!("PartiallyFailed"));
-    }
-    let patch = json!({
-        "metadata": {
-            "resourceVersion": current.metadata.resource_version,
-            "annotations": {RESULT_ANNOTATION: verdict.word()},
-        },
-        "status": new_status,
-    });
-    match api.patch(&restore.name, &parameters(), &Patch::Merge(patch)).await {
-        Ok(_) => {
-            tracing::info!(
-                restore = restore.name,
-                result = verdict.word(),
-                attempted,
-                failed,
-                "the result of a restore's hooks is written"
-            );
-            missed.tell_end(restore, &verdict, &runs).await;
-            Ok(())
-        }
-        // Somebody else wrote in between: the next look sees it.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        Err(error) => Err(error),
-    }
+    Ok(settlement)
 }
 
 /// How many planned pods of the restore have no `HookRun` yet.

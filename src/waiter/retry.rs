@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::attempt::Outcome;
+use super::{attempt::Outcome, control::current_attempts};
 use crate::{
     api::hook_run::PostStatus,
     digest,
@@ -20,7 +20,7 @@ pub(super) fn next_attempt(
     run: &str,
     now: Timestamp,
 ) -> Option<Timestamp> {
-    let begun = u32::try_from(state.attempts.len()).unwrap_or(u32::MAX);
+    let begun = current_attempts(state);
     if !is_worth_it(hook, outcome) || begun > hook.retry.limit() {
         return None;
     }

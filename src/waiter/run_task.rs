@@ -161,8 +161,15 @@ struct RunTask<'a, E> {
 
 impl<E: Exec> RunTask<'_, E> {
     async fn turn(&mut self) -> Result<Turn, kube::Error> {
+        let seen = self.context.queue.run(&self.key);
+        if let (Some(own), Some(seen)) = (&self.run, &seen)
+            && own.metadata.annotations != seen.metadata.annotations
+        {
+            // Somebody asks for something: what was read before can't be written against any more.
+            self.run = None;
+        }
         if self.run.is_none() {
-            self.run = match self.context.queue.run(&self.key) {
+            self.run = match seen {
                 Some(_) => self.run_now().await?,
                 None => None,
             };
@@ -199,7 +206,7 @@ impl<E: Exec> RunTask<'_, E> {
         {
             return self.write(end).await.map(|()| Turn::Again);
         }
-        let cancelled = restore.and_then(|restore| self.context.queue.cancelled(&restore.uid));
+        let failed_elsewhere = restore.and_then(|restore| self.context.queue.failed(&restore.uid));
         let pod = match pod {
             Some(pod) if run.spec.plan.status_restored => Some(pod.without_foreign_states()),
             pod => pod,
@@ -212,7 +219,8 @@ impl<E: Exec> RunTask<'_, E> {
             process: &self.context.process,
             finishing: &self.context.standing.finishing(clock::now()),
             run_limit: self.context.run_limit,
-            cancelled: cancelled.as_deref(),
+            failed_elsewhere: failed_elsewhere.as_deref(),
+            controls: &self.context.queue.controls(&self.key),
             report_after: self.context.report_after,
         };
         let step = step::next(&situation);

@@ -7,13 +7,15 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     attempt::{self, Outcome},
     conditions,
-    end::{cancelling_failure, conclude, pod_end, runs_commands},
+    control::{self, cancel_in_force, clocks_began, clocks_began_with, current_attempts},
+    end::{conclude, current_failure, pod_end, runs_commands},
     init,
     pod_view::{ContainerView, PodView},
     waiting,
 };
 use crate::{
     api::hook_run::{Attempt, HookRunSpec, HookRunStatus, HookState, InitState, PostStatus},
+    control::Controls,
     duration::GoDuration,
     hooks::PostHook,
 };
@@ -38,8 +40,10 @@ pub struct Situation<'a> {
     pub finishing: &'a BTreeMap<String, Timestamp>,
     /// How long a whole run may take, from the pod's creation.
     pub run_limit: SignedDuration,
-    /// Why hooks of this restore that have not started are cancelled, if so.
-    pub cancelled: Option<&'a str>,
+    /// Which failure elsewhere in this restore cancels what has not started, if one does.
+    pub failed_elsewhere: Option<&'a str>,
+    /// What people ask of it.
+    pub controls: &'a Controls,
     /// How long a run may wait before it says what for.
     pub report_after: SignedDuration,
 }
@@ -82,6 +86,7 @@ pub fn next(situation: &Situation) -> Step {
         Step::Record(mut status) => {
             if !is_busy(&status)
                 && !status.phase.is_final()
+                && status.paused_since.is_none()
                 && let Some(waiting) = waiting::reason(spec, &status, pod)
             {
                 status.message = waiting::words(&waiting);
@@ -117,9 +122,23 @@ fn decide(situation: &Situation) -> Step {
         now,
         process,
         run_limit,
-        cancelled,
+        failed_elsewhere,
+        controls,
         ..
     } = *situation;
+    if let Some(wanted) = controls
+        .rerun
+        .as_ref()
+        .filter(|wanted| !status.has_taken(&wanted.request))
+    {
+        return Step::Record(control::take_in_rerun(
+            spec,
+            status,
+            pod,
+            (wanted, &controls.cancel),
+            now,
+        ));
+    }
     if status.phase.is_final() {
         return Step::Done;
     }
@@ -147,9 +166,16 @@ fn decide(situation: &Situation) -> Step {
             TakenUp::Others(until) => return Step::Wait(Some(until)),
         }
     }
+    control::note_pause(&mut new, controls.pause.as_ref(), now);
+    let paused = new.paused_since.is_some();
     let end = pod_end(pod);
-    let waited = now.duration_since(spec.pod.created_at);
-    let own_failure = cancelling_failure(spec, &new);
+    let cancel = cancel_in_force(controls, &new);
+    // Somebody who asks for a rerun knows of the failures before it and elsewhere.
+    let failed_elsewhere = failed_elsewhere.filter(|_| new.last_rerun().is_none());
+    let failure = current_failure(spec, &new).or_else(|| failed_elsewhere.map(str::to_owned));
+    let (began, began_with) = (clocks_began(spec, &new), clocks_began_with(&new));
+    let waited = now.duration_since(began);
+    let mut has_cancelled = false;
     for (hook, state) in spec
         .plan
         .post
@@ -159,21 +185,31 @@ fn decide(situation: &Situation) -> Step {
     {
         if let Some((reason, message)) = &end {
             attempt::call_off(state, HookState::Cancelled, reason, message);
-        } else if let Some(message) = own_failure.as_deref().or(cancelled) {
+        } else if let Some(request) = cancel {
+            let message = format!("cancelled {request}");
+            attempt::call_off(state, HookState::Cancelled, "CancelledByUser", &message);
+            has_cancelled = true;
+        } else if let Some(message) = &failure {
             attempt::call_off(state, HookState::Cancelled, "AnotherHookFailed", message);
         } else if let Some((end, reason, message)) = waiting::never(hook, pod) {
             attempt::call_off(state, end, reason, &message);
-        } else if let Some((limit, reason)) = expired(hook, state, waited, run_limit) {
+        } else if let Some((limit, reason)) = expired(hook, state, waited, run_limit).filter(|_| !paused) {
             let waited_for = wanted_condition(hook, pod);
-            let message = format!("not executed: {limit} after the pod's creation {waited_for}");
+            let message = format!("not executed: {limit} after {began_with} {waited_for}");
             attempt::call_off(state, HookState::WaitTimedOut, reason, &message);
         }
     }
-    if let Some(hook) = runnable(spec, &new, pod, now) {
+    if has_cancelled {
+        new.cancelled = cancel.cloned();
+    }
+    if let Some(hook) = runnable(spec, &new, pod, now).filter(|_| !paused) {
         attempt::begin(&mut new, hook, pod, process, now);
         return Step::Execute { hook, status: new };
     }
-    conclude(spec, &mut new, end.is_some() || waited >= run_limit, now);
+    conclude(spec, &mut new, end.is_some() || (waited >= run_limit && !paused), now);
+    if new.phase.is_final() {
+        control::end_pause(&mut new, now);
+    }
     if worth_writing(status, &new) {
         return Step::Record(new);
     }
@@ -244,7 +280,7 @@ fn expired(
 
 /// The limit is for the time up to the first attempt.
 fn waits_with_a_limit(hook: &PostHook, state: &PostStatus) -> bool {
-    !hook.wait_timeout.is_zero() && state.attempts.is_empty()
+    !hook.wait_timeout.is_zero() && current_attempts(state) == 0
 }
 
 /// What a hook waits for, in words that follow "after … ".
@@ -294,6 +330,7 @@ fn worth_writing(old: &HookRunStatus, new: &HookRunStatus) -> bool {
     old.post != new.post
         || old.message != new.message
         || old.phase != new.phase
+        || control::has_changed(old, new)
         || failures(old) != failures(new)
         || (!runs_commands(old) && old.init != new.init)
 }
@@ -305,6 +342,9 @@ fn deadline(
     run_limit: SignedDuration,
     now: Timestamp,
 ) -> Option<Timestamp> {
+    // A pause ends when somebody ends it; until then the clocks stand still.
+    let paused = status.paused_since.is_some();
+    let began = clocks_began(spec, status);
     let hooks = spec.plan.post.iter().zip(&status.post);
     let waiting = hooks.filter(|(_, state)| state.state == HookState::Waiting);
     let limits = waiting
@@ -320,9 +360,10 @@ fn deadline(
         .zip(&status.init)
         .filter_map(|(hook, state)| init::due(hook, state));
     limits
-        .filter_map(|limit| spec.pod.created_at.checked_add(limit).ok())
+        .filter(|_| !paused)
+        .filter_map(|limit| began.checked_add(limit).ok())
         .chain(init)
-        .chain(retries)
+        .chain(retries.filter(|_| !paused))
         .filter(|due| *due > now)
         .min()
 }

@@ -39,7 +39,13 @@ pub(super) enum Report {
 /// container that crashes again and again causes a bounded number of writes.
 pub(super) fn report(situation: &Situation) -> Report {
     let Situation { spec, status, now, .. } = *situation;
-    let Some(waiting) = reason(spec, status, situation.pod) else {
+    // A run that is paused says so, and waits for nothing else.
+    let waiting = if status.paused_since.is_some() {
+        None
+    } else {
+        reason(spec, status, situation.pod)
+    };
+    let Some(waiting) = waiting else {
         return Report::Nothing;
     };
     let said = status.conditions.iter().find(|condition| condition.type_ == WAITING);

@@ -92,6 +92,17 @@ pub async fn runs(client: Client, queue: &Queue, listed: impl Fn(), start: impl 
     .await;
 }
 
+/// Whether the API server said that what is watched does not exist or may not be watched: nothing that passes by itself.
+pub(super) fn is_refused(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => matches!(status.code, 403 | 404),
+        _ => false,
+    }
+}
+
 /// What a watch says.
 enum Change<K> {
     Seen(K),

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::status::Output;
+use super::output::Output;
 use crate::infra::{clock, kube::clients};
 
 /// An error was found.
@@ -29,7 +29,7 @@ pub struct CheckArgs {
     #[command(subcommand)]
     what: Option<What>,
     /// How to print.
-    #[arg(short, long, value_enum, global = true, default_value_t = Output::Table)]
+    #[arg(short, long, value_enum, global = true, default_value_t = Output::Text)]
     output: Output,
     /// Warnings, and what could not be looked at, count as errors.
     #[arg(long, global = true)]

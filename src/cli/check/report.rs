@@ -5,12 +5,12 @@ use std::{fmt::Write as _, io::Write as _};
 use serde::Serialize;
 
 use super::{Finding, Findings, Severity, hooks::HookReport};
-use crate::cli::status::Output;
+use crate::cli::output::Output;
 
 /// Prints a report: as text for people, or as it is for programs.
 pub(super) fn print<T: Serialize>(report: &T, text: fn(&T) -> String, output: Output) -> anyhow::Result<()> {
     let text = match output {
-        Output::Table => text(report),
+        Output::Text => text(report),
         Output::Json => serde_json::to_string_pretty(report)? + "\n",
         Output::Yaml => serde_saphyr::to_string(&serde_json::to_value(report)?)?,
     };

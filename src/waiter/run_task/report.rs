@@ -89,7 +89,7 @@ impl<E: Exec> RunTask<'_, E> {
             return;
         };
         let failure = cancelling_failure(&run.spec, status);
-        if cancelling_failure(&run.spec, before).is_some() || failure != self.context.queue.cancelled(&restore.uid) {
+        if cancelling_failure(&run.spec, before).is_some() || failure != self.context.queue.failed(&restore.uid) {
             return;
         }
         if let Some(failure) = failure {

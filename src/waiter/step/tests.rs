@@ -86,6 +86,11 @@ fn pod(running: &[&str]) -> PodView {
 }
 
 fn step(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, second: i64) -> Step {
+    asked(spec, status, pod, second, &Controls::default())
+}
+
+/// The same while people ask for something.
+fn asked(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, second: i64, controls: &Controls) -> Step {
     next(&Situation {
         spec,
         status,
@@ -94,7 +99,8 @@ fn step(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, secon
         process: ME,
         finishing: &BTreeMap::new(),
         run_limit: DEFAULT_RUN_LIMIT,
-        cancelled: None,
+        failed_elsewhere: None,
+        controls,
         report_after: SignedDuration::MAX,
     })
 }
@@ -215,7 +221,8 @@ fn a_failure_elsewhere_in_the_restore_cancels_with_its_reason() {
         process: ME,
         finishing: &BTreeMap::new(),
         run_limit: DEFAULT_RUN_LIMIT,
-        cancelled: Some("hook x failed"),
+        failed_elsewhere: Some("hook x failed"),
+        controls: &Controls::default(),
         report_after: SignedDuration::MAX,
     };
     let end = recorded(next(&situation));
@@ -421,88 +428,5 @@ fn an_init_container_that_takes_too_long_is_recorded_and_holds_nothing_up() {
     );
 }
 
-/// Whatever happens in whatever order: a run ends, no hook is started twice, an end state never changes.
-mod any_order {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[derive(Clone, Debug)]
-    enum Happening {
-        Up(Vec<&'static str>),
-        Gone,
-        Terminating,
-        Later(i64),
-        Crash,
-        Exit(i32),
-        Break,
-        CancelledElsewhere,
-    }
-
-    fn happening() -> impl Strategy<Value = Happening> {
-        prop_oneof![
-            4 => proptest::sample::subsequence(vec!["a", "b!", "c"], 0..=3).prop_map(Happening::Up),
-            1 => Just(Happening::Gone),
-            1 => Just(Happening::Terminating),
-            3 => (1_i64..5000).prop_map(Happening::Later),
-            1 => Just(Happening::Crash),
-            6 => (0_i32..3).prop_map(Happening::Exit),
-            1 => Just(Happening::Break),
-            1 => Just(Happening::CancelledElsewhere),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1500))]
-        #[test]
-        fn holds(
-            hooks in proptest::collection::vec((proptest::sample::select(vec!["a", "b", "c"]), any::<bool>(), any::<bool>(), 0_i64..200), 1..5),
-            happenings in proptest::collection::vec(happening(), 0..40),
-        ) {
-            let spec = spec(hooks.into_iter().map(|(container, fail, ready, wait)| PostHook {
-                on_error: if fail { OnError::Fail } else { OnError::Continue },
-                wait_for_ready: ready,
-                wait_timeout: GoDuration::from_secs(wait),
-                ..hook(container)
-            }).collect());
-            let mut status = first_status(&spec, at(0));
-            let mut view = Some(pod(&[]));
-            let (mut second, mut process, mut running, mut cancelled) = (1, 0, None, None);
-            for happening in happenings.into_iter().chain([Happening::Gone, Happening::Exit(0), Happening::Later(1)]) {
-                let before = status.clone();
-                match happening {
-                    Happening::Up(names) => if view.is_some() { view = Some(pod(&names)) },
-                    Happening::Gone => view = None,
-                    Happening::Terminating => if let Some(view) = &mut view { view.terminating = true },
-                    Happening::Later(seconds) => second += seconds,
-                    Happening::Crash => { process += 1; running = None },
-                    Happening::Exit(code) => if let Some(hook) = running.take() { status = exited(&spec, &status, hook, code) },
-                    Happening::Break => if let Some(hook) = running.take() {
-                        status = record(&spec, &status, hook, &Outcome::Lost("x".to_owned()), (String::new(), String::new()), at(second));
-                    },
-                    Happening::CancelledElsewhere => cancelled = Some("elsewhere"),
-                }
-                // The shell works until there is nothing to do; a running command keeps it busy.
-                for _ in 0..20 {
-                    if running.is_some() { break }
-                    let name = format!("process-{process}");
-                    let situation = Situation { spec: &spec, status: &status, pod: view.as_ref(), now: at(second), process: &name, finishing: &BTreeMap::new(), run_limit: DEFAULT_RUN_LIMIT, cancelled, report_after: SignedDuration::from_secs(30) };
-                    match next(&situation) {
-                        Step::Execute { hook, status: new } => { running = Some(hook); status = new }
-                        Step::Collect { .. } => unreachable!("no result files here"),
-                        Step::Record(new) => { prop_assert_ne!(&new, &status); status = new }
-                        Step::Wait(due) => { prop_assert!(due.is_none_or(|due| due > at(second))); break }
-                        Step::Done => break,
-                    }
-                }
-                for (old, new) in before.post.iter().zip(&status.post) {
-                    prop_assert!(!old.state.is_final() || old == new, "an end state changed: {:?} {:?}", old, new);
-                    prop_assert!(new.attempts.len() <= 1);
-                    let read_zero = new.attempts.last().is_some_and(|attempt| attempt.exit_code == Some(0));
-                    prop_assert_eq!(new.state == HookState::Succeeded, read_zero);
-                }
-            }
-            prop_assert!(status.phase.is_final(), "{:?}", status);
-            prop_assert!(status.post.iter().all(|state| state.state.is_final()));
-        }
-    }
-}
+mod any_order;
+mod controls;
