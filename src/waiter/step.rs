@@ -101,7 +101,7 @@ pub fn next(situation: &Situation) -> Step {
         // It says already whose command is waited for.
         Step::Wait(due) if is_busy(situation.status) => Step::Wait(due),
         Step::Wait(due) => match waiting::report(situation) {
-            waiting::Report::Now(status) => Step::Record(status),
+            waiting::Report::Now(status) => Step::Record(*status),
             waiting::Report::At(report) => Step::Wait(Some(due.map_or(report, |due| due.min(report)))),
             waiting::Report::Nothing => Step::Wait(due),
         },

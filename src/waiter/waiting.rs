@@ -28,7 +28,7 @@ const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 /// What is to be said about a run that waits.
 pub(super) enum Report {
     /// Write this status: it says what the run waits for.
-    Now(HookRunStatus),
+    Now(Box<HookRunStatus>),
     /// Look again at this time.
     At(Timestamp),
     /// Nothing.
@@ -67,7 +67,7 @@ pub(super) fn report(situation: &Situation) -> Report {
             let mut new = status.clone();
             new.message = words(&waiting);
             conditions::waits(&mut new, &waiting, now);
-            Report::Now(new)
+            Report::Now(Box::new(new))
         }
         Err(_) => Report::Nothing,
     }

@@ -32,6 +32,7 @@ mod chaos;
 mod chart;
 mod check;
 mod cluster_rules;
+mod controls;
 mod handover;
 mod image;
 mod odd_pods;

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     api::{HookRun, hook_run::RunPhase},
+    control::Controls,
     waiter::{
         begin::first_status,
         step::{DEFAULT_RUN_LIMIT, Step, next},
@@ -182,7 +183,8 @@ fn written(spec: &HookRunSpec, views: &[(i64, PodView)], until: i64) -> (Vec<(i6
             process: "me",
             finishing: &BTreeMap::new(),
             run_limit: DEFAULT_RUN_LIMIT,
-            cancelled: None,
+            failed_elsewhere: None,
+            controls: &Controls::default(),
             report_after: SignedDuration::from_secs(30),
         };
         match next(&situation) {
