@@ -19,6 +19,7 @@ fn status(result: &'static str, message: &str, states: &[HookState]) -> RestoreS
         cancelled: None,
         paused: None,
         runs: vec![run],
+        not_served: Vec::new(),
     }
 }
 
