@@ -50,13 +50,15 @@ pub(super) fn pod_end(pod: Option<&PodView>) -> Option<(&'static str, String)> {
             "PodDeleted",
             "the pod is being deleted; the hook had not been started".to_owned(),
         )),
-        Some(pod) if pod.has_ended() => Some((
-            "PodEnded",
-            format!(
-                "the pod has ended ({}); the hook had not been started",
-                pod.reason.as_deref().unwrap_or(&pod.phase)
-            ),
-        )),
+        Some(pod) if pod.has_ended() => {
+            let phase = match pod.phase.as_str() {
+                phase @ ("Succeeded" | "Failed") => phase,
+                _ => "the kubelet ends it",
+            };
+            let how = pod.reason.as_deref().unwrap_or(phase);
+            let message = format!("the pod has ended ({how}); the hook had not been started");
+            Some(("PodEnded", message))
+        }
         Some(_) => None,
     }
 }

@@ -146,6 +146,7 @@ mod tests {
             phase: String::new(),
             reason: None,
             unscheduled: None,
+            ending: false,
             declared: vec![],
             terminating: false,
             containers: BTreeMap::new(),

@@ -38,6 +38,9 @@ pub struct PodView {
     pub reason: Option<String>,
     /// Why no node takes it, if so.
     pub unscheduled: Option<String>,
+    /// The kubelet is ending it (deadline, eviction), and tells the phase only when all containers have ended. Until then it
+    /// may call containers ready that are not: it no longer probes them.
+    pub ending: bool,
     /// Deletion has begun.
     pub terminating: bool,
     /// The names of its ordinary and init containers; empty if they are not known.
@@ -119,6 +122,7 @@ impl PodView {
             phase: status.and_then(|status| status.phase.clone()).unwrap_or_default(),
             reason: status.and_then(|status| words(status.reason.as_deref()?, status.message.as_deref())),
             unscheduled: status.and_then(unscheduled),
+            ending: status.is_some_and(is_ending),
             terminating: metadata.deletion_timestamp.is_some(),
             declared: init.chain(ordinary).map(|container| container.name.clone()).collect(),
             containers: init_views.chain(views).collect(),
@@ -144,9 +148,9 @@ impl PodView {
         self
     }
 
-    /// Whether the pod has run to its end.
+    /// Whether the pod has run to its end, or is about to.
     pub fn has_ended(&self) -> bool {
-        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+        self.ending || matches!(self.phase.as_str(), "Succeeded" | "Failed")
     }
 }
 
@@ -195,6 +199,16 @@ fn stays_ended(status: &ContainerStatus, spec: &PodSpec) -> bool {
         Some("OnFailure") => ended.exit_code == 0,
         _ => false,
     }
+}
+
+/// Whether the kubelet has decided that the pod ends.
+fn is_ending(status: &PodStatus) -> bool {
+    let readiness = status.conditions.iter().flatten();
+    let mut readiness = readiness.filter(|condition| matches!(condition.type_.as_str(), "Ready" | "ContainersReady"));
+    readiness.any(|condition| {
+        let why = condition.reason.as_deref();
+        condition.status == "False" && matches!(why, Some("PodFailed" | "PodCompleted"))
+    })
 }
 
 /// What the scheduler says of a pod that it can't place.

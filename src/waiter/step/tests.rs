@@ -79,6 +79,7 @@ fn pod(running: &[&str]) -> PodView {
         phase: "Running".to_owned(),
         reason: None,
         unscheduled: None,
+        ending: false,
         declared: vec![],
         terminating: false,
         containers: containers.collect(),

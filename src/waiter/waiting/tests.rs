@@ -168,6 +168,18 @@ fn a_container_that_will_not_come_back_ends_its_hooks_at_once() {
     assert_eq!(never(&spec.plan.post[0], Some(&running)), None);
 }
 
+#[test]
+fn a_pod_that_the_kubelet_is_ending_has_ended_although_its_container_looks_ready() {
+    let mut container = container("main", json!({"running": {}}));
+    container["ready"] = json!(true);
+    let conditions = json!([{"type": "ContainersReady", "status": "False", "reason": "PodFailed"}]);
+    let status = json!({"phase": "Running", "conditions": conditions, "containerStatuses": [container]});
+    assert!(pod("Never", status.clone()).has_ended());
+    let mut not_ready = status;
+    not_ready["conditions"][0]["reason"] = json!("ContainersNotReady");
+    assert!(!pod("Never", not_ready).has_ended());
+}
+
 /// All that `next` writes while `main` is in one state after another, with the times.
 fn written(spec: &HookRunSpec, views: &[(i64, PodView)], until: i64) -> (Vec<(i64, String)>, HookRunStatus) {
     let mut status = first_status(spec, at(0));
