@@ -23,7 +23,8 @@ pub enum KubeError {
 pub struct Clients {
     /// For everything but exec. Retries calls that the API server turned away (429, 503, 504).
     pub api: Client,
-    /// For exec. Never retries: after a 504 the command may already run, and a second try would run it twice.
+    /// For exec, and for the Lease, whose renewals must wait for no other call. Never retries: after a 504 the command may already
+    /// run, and a second try would run it twice.
     pub exec: Client,
 }
 

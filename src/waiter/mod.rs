@@ -14,6 +14,8 @@ pub mod gate;
 mod init;
 pub mod intake;
 pub mod missed;
+#[cfg(test)]
+mod model;
 pub mod output;
 pub mod pod_view;
 pub mod queue;
@@ -165,10 +167,12 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
         let lender = lent_token::run_lender(client, namespace, account.clone(), folder.clone(), shutdown.ended());
         shutdown.spawn_background("webhook-token", lender);
     }
+    // Renewals wait for no other call.
+    let lease = clients.exec.clone();
     let exec = exec::ApiExec::new(clients.exec, args.output.rules()?);
     let life = shutdown.clone();
     shutdown.spawn_foreground("leader", async move {
-        lead(&args, clients.api, exec, &life, metrics, || readable.set(true)).await
+        lead(&args, clients.api, lease, exec, &life, metrics, || readable.set(true)).await
     });
     Ok(shutdown.finish(Duration::from_secs(5)).await?)
 }
@@ -178,6 +182,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
 async fn lead(
     args: &WaiterArgs,
     client: Client,
+    lease: Client,
     exec: exec::ApiExec,
     shutdown: &Shutdown,
     metrics: Arc<Metrics>,
@@ -188,13 +193,7 @@ async fn lead(
         own.process,
         Duration::from_secs(args.lease_seconds.into()),
     ));
-    let mut elector = Elector::new(
-        &standing,
-        client.clone(),
-        &args.namespace,
-        &args.lease,
-        own.predecessors,
-    );
+    let mut elector = Elector::new(&standing, lease, &args.namespace, &args.lease, own.predecessors);
     let stopping = shutdown.stopping();
     if !elector.acquire(&stopping, readable).await {
         return Ok(());

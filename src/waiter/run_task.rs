@@ -381,3 +381,6 @@ impl<E: Exec> RunTask<'_, E> {
         Api::namespaced(self.context.client.clone(), &self.key.namespace)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,7 +110,8 @@ pub(crate) fn install_chart(chart: &str, values: &[&str]) {
         &image,
     ]);
     for value in values {
-        arguments.extend(["--set-string", value]);
+        let is_number = value.rsplit('=').next().is_some_and(|text| text.parse::<u32>().is_ok());
+        arguments.extend([if is_number { "--set" } else { "--set-string" }, value]);
     }
     must_run("helm", &arguments);
 }

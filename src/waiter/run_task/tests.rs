@@ -1,0 +1,332 @@
+//! One run's task against an API server in memory whose answers get lost, and a command runner that counts.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use http::{Method, Request, Response};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use super::*;
+use crate::{
+    admission::Mode,
+    api::hook_run::{HookRunStatus, HookState},
+    waiter::{
+        attempt::Outcome,
+        exec::{Command, Report},
+    },
+};
+
+/// What goes wrong with a write of a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// It is done, and the answer gets lost.
+    AnswerLost,
+    /// It is not done, and the caller can't know.
+    RequestLost,
+    /// Somebody else has written in between.
+    Conflict,
+}
+
+/// One `HookRun` and its pod.
+#[derive(Debug)]
+struct Server {
+    run: Mutex<Value>,
+    pod: Mutex<Value>,
+    /// For the writes of a status, in order; then all goes well.
+    faults: Mutex<Vec<Option<Fault>>>,
+    writes: AtomicUsize,
+}
+
+impl Server {
+    fn new(faults: &[Option<Fault>]) -> Arc<Self> {
+        let now = clock::now().to_string();
+        let hook = json!({"name": "h", "source": "spec", "container": "main", "command": ["x"], "execTimeout": "30s"});
+        let pod = json!({"name": "p", "uid": "pu", "createdAt": now});
+        let spec = json!({"pod": pod, "plan": {"version": 1, "plannedAt": now, "post": [hook]}});
+        let mut run: HookRun = serde_json::from_value(json!({
+            "apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun",
+            "metadata": {"namespace": "n", "name": "r", "uid": "ru", "resourceVersion": "1"}, "spec": spec,
+        }))
+        .unwrap();
+        run.status = Some(begin::first_status(&run.spec, clock::now()));
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "n", "name": "p", "uid": "pu", "creationTimestamp": now, "resourceVersion": "1"},
+            "spec": {"containers": [{"name": "main"}]},
+            "status": {"phase": "Running", "containerStatuses": [{
+                "name": "main", "containerID": "c1", "image": "i", "imageID": "i", "ready": true, "restartCount": 0,
+                "state": {"running": {"startedAt": now}},
+            }]},
+        });
+        Arc::new(Self {
+            run: Mutex::new(serde_json::to_value(run).unwrap()),
+            pod: Mutex::new(pod),
+            faults: Mutex::new(faults.iter().rev().copied().collect()),
+            writes: AtomicUsize::new(0),
+        })
+    }
+
+    fn client(self: &Arc<Self>) -> Client {
+        let server = Arc::clone(self);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = Arc::clone(&server);
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        Client::new(service, "n")
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let path = parts.uri.path().to_owned();
+        let (code, value) = match (&parts.method, path.as_str()) {
+            (&Method::GET, path) if path.ends_with("/hookruns/r") => (200, self.run.lock().unwrap().clone()),
+            (&Method::GET, path) if path.ends_with("/pods/p") => (200, self.pod.lock().unwrap().clone()),
+            (&Method::PUT, path) if path.ends_with("/hookruns/r/status") => {
+                self.writes.fetch_add(1, Ordering::SeqCst);
+                let fault = self.faults.lock().unwrap().pop().flatten();
+                self.replace(serde_json::from_slice(&bytes).unwrap(), fault)
+            }
+            // Events.
+            (&Method::POST, _) => (201, serde_json::from_slice(&bytes).unwrap()),
+            _ => (404, status(404)),
+        };
+        let body = Body::from(serde_json::to_vec(&value).unwrap());
+        Response::builder().status(code).body(body).unwrap()
+    }
+
+    fn replace(&self, mut new: Value, fault: Option<Fault>) -> (u16, Value) {
+        let mut run = self.run.lock().unwrap();
+        let bump = |value: &mut Value| {
+            let version: u64 = value["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+            value["metadata"]["resourceVersion"] = json!((version + 1).to_string());
+        };
+        if fault == Some(Fault::Conflict) {
+            run["metadata"]["annotations"] = json!({"somebody": "else"});
+            bump(&mut run);
+        }
+        if fault == Some(Fault::RequestLost) {
+            return (500, status(500));
+        }
+        if new["metadata"]["resourceVersion"] != run["metadata"]["resourceVersion"] {
+            return (409, status(409));
+        }
+        bump(&mut new);
+        *run = new.clone();
+        if fault == Some(Fault::AnswerLost) {
+            return (500, status(500));
+        }
+        (200, new)
+    }
+
+    fn status(&self) -> HookRunStatus {
+        serde_json::from_value(self.run.lock().unwrap()["status"].clone()).unwrap()
+    }
+}
+
+fn status(code: u16) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code, "reason": "", "message": ""})
+}
+
+/// Counts commands; each ends at once with exit code 0.
+#[derive(Debug, Default)]
+struct Runner {
+    commands: AtomicUsize,
+}
+
+impl Exec for Arc<Runner> {
+    async fn run(&self, _: Command<'_>) -> Report {
+        self.commands.fetch_add(1, Ordering::SeqCst);
+        Report::refused("").with(Outcome::Exited(0))
+    }
+}
+
+struct Setup {
+    server: Arc<Server>,
+    runner: Arc<Runner>,
+    context: Arc<Context<Arc<Runner>>>,
+    key: RunKey,
+    _synced: watch::Sender<bool>,
+}
+
+impl Setup {
+    fn new(faults: &[Option<Fault>]) -> Self {
+        let (server, runner) = (Server::new(faults), Arc::new(Runner::default()));
+        let client = server.client();
+        let standing = Arc::new(Standing::new("me".to_owned(), Duration::from_secs(600)));
+        standing.hold();
+        let events = Events::new(client.clone(), None);
+        let (synced, is_synced) = watch::channel(true);
+        let queue = Arc::new(Queue::default());
+        let missed = Missed {
+            client: client.clone(),
+            events: events.clone(),
+            mode: Mode::Takeover,
+            excluded_namespaces: Vec::new(),
+            namespace_selector: kube::core::Selector::default(),
+            restores: Arc::default(),
+        };
+        let context = Context {
+            client,
+            exec: Arc::clone(&runner),
+            queue: Arc::clone(&queue),
+            events,
+            metrics: Arc::new(Metrics::waiter()),
+            missed: Arc::new(missed),
+            process: "me".to_owned(),
+            stop: CancellationToken::new(),
+            gate: Arc::new(Gate::new(Arc::clone(&standing), 1, 1)),
+            standing,
+            run_limit: step::DEFAULT_RUN_LIMIT,
+            report_after: SignedDuration::from_secs(30),
+            synced: is_synced,
+        };
+        let run: HookRun = serde_json::from_value(server.run.lock().unwrap().clone()).unwrap();
+        let key = RunKey::of_run(&run).unwrap();
+        queue.run_seen(run);
+        Self {
+            server,
+            runner,
+            context: Arc::new(context),
+            key,
+            _synced: synced,
+        }
+    }
+
+    /// Lets the task work until it ends.
+    async fn drive(&self) {
+        let bell = Arc::new(Notify::new());
+        let task = drive(Arc::clone(&self.context), self.key.clone(), bell);
+        let limit = Duration::from_secs(3600);
+        tokio::time::timeout(limit, task).await.expect("the task ends");
+    }
+
+    fn commands(&self) -> usize {
+        self.runner.commands.load(Ordering::SeqCst)
+    }
+}
+
+/// The hook ran once, in one attempt, and that is on record.
+fn assert_once(setup: &Setup) {
+    let status = setup.server.status();
+    let post = &status.post[0];
+    assert_eq!((setup.commands(), post.attempts.len()), (1, 1), "{post:?}");
+    assert_eq!(
+        (post.state, post.attempts[0].exit_code),
+        (HookState::Succeeded, Some(0))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_is_lost_on_the_way_a_command_runs_once_and_its_end_is_recorded() {
+    use Fault::{AnswerLost, Conflict, RequestLost};
+    let faults = [None, Some(AnswerLost), Some(RequestLost), Some(Conflict)];
+    // The first write records the start, the second the end; then the third is the end's second try.
+    for start in faults {
+        for end in faults {
+            for again in faults {
+                let setup = Setup::new(&[start, end, again]);
+                setup.drive().await;
+                assert_once(&setup);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_was_not_recorded_runs_nothing() {
+    let setup = Setup::new(&[]);
+    // Somebody else has recorded the whole run meanwhile.
+    let mut done = setup.server.status();
+    done.phase = crate::api::hook_run::RunPhase::Failed;
+    done.post[0].state = HookState::Cancelled;
+    {
+        let mut run = setup.server.run.lock().unwrap();
+        run["status"] = serde_json::to_value(&done).unwrap();
+        run["metadata"]["resourceVersion"] = json!("7");
+    }
+    setup.drive().await;
+    assert_eq!((setup.commands(), setup.server.status()), (0, done));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_comes_too_late_is_given_up() {
+    let setup = Setup::new(&[]);
+    let taken = setup.context.gate.place("other").await;
+    let task = setup.drive();
+    let meanwhile = async {
+        // The task waits for its place; then its pod goes.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        setup.server.pod.lock().unwrap()["metadata"]["uid"] = json!("another");
+        drop(taken);
+    };
+    tokio::join!(task, meanwhile);
+    let post = &setup.server.status().post[0];
+    assert_eq!(
+        (setup.commands(), post.state, post.reason.as_str()),
+        (0, HookState::Cancelled, "PodGone")
+    );
+    // And it keeps nobody from the place.
+    let place = tokio::time::timeout(Duration::from_secs(1), setup.context.gate.place("n")).await;
+    assert!(place.is_ok_and(|place| place.is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
+    let setup = Setup::new(&[]);
+    let before = setup.server.pod.lock().unwrap().clone();
+    // The watch still shows the container as it was.
+    let view = PodView::read(&serde_json::from_value(before.clone()).unwrap()).unwrap();
+    let mut task = RunTask {
+        run: setup.context.queue.run(&setup.key).map(|run| HookRun::clone(&run)),
+        marked: true,
+        reported: false,
+        cleaned: false,
+        place: setup.context.gate.place("n").await,
+        context: &setup.context,
+        key: setup.key.clone(),
+    };
+    let run = task.run.clone().unwrap();
+    let status = run.status.clone().unwrap();
+    setup.server.pod.lock().unwrap()["status"]["containerStatuses"][0]["containerID"] = json!("c2");
+    let situation = Situation {
+        spec: &run.spec,
+        status: &status,
+        pod: Some(&view),
+        now: clock::now(),
+        process: "me",
+        finishing: &std::collections::BTreeMap::new(),
+        run_limit: step::DEFAULT_RUN_LIMIT,
+        cancelled: None,
+        report_after: SignedDuration::from_secs(30),
+    };
+    let Step::Execute { hook, status } = step::next(&situation) else {
+        panic!("the hook starts")
+    };
+    task.execute(hook, status).await.unwrap();
+    let post = &setup.server.status().post[0];
+    assert_eq!(
+        (setup.commands(), post.state, post.attempts.len()),
+        (0, HookState::Waiting, 0)
+    );
+    // With a fresh look it runs.
+    setup.drive().await;
+    assert_once(&setup);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_starts_without_the_lease() {
+    let setup = Setup::new(&[]);
+    setup.context.gate.close();
+    let driven = tokio::time::timeout(Duration::from_secs(600), setup.drive()).await;
+    assert!(driven.is_err(), "it waits");
+    assert_eq!((setup.commands(), setup.server.writes.load(Ordering::SeqCst)), (0, 0));
+}
