@@ -19,6 +19,7 @@ use crate::{
         HookRun,
         hook_run::{HookRunSpec, HookRunStatus, HookState},
     },
+    control::Controls,
     duration::GoDuration,
     hooks::OnUnknown,
 };
@@ -216,7 +217,8 @@ impl World {
             finishing: &finishing,
             run_limit: DEFAULT_RUN_LIMIT,
             report_after: jiff::SignedDuration::from_secs(30),
-            cancelled: None,
+            failed_elsewhere: None,
+            controls: &Controls::default(),
         };
         match next(&situation) {
             Step::Execute { hook, status } => {
@@ -269,8 +271,7 @@ impl World {
         let lost = Outcome::Lost("broken".to_owned());
         let outcome = match (self.jobs[&waiter], run) {
             (Job::Attached(_) | Job::Looking(_), Some((Some(code), false))) => Outcome::Exited(code),
-            (Job::Attached(_), Some((None, false))) => return,
-            (Job::Looking(_), Some((None, false))) => return,
+            (Job::Attached(_) | Job::Looking(_), Some((None, false))) => return,
             (Job::Looking(_), None) if self.pod.is_some() => {
                 self.barred.insert((hook, self.number(hook)));
                 Outcome::Refused("it was not begun".to_owned())

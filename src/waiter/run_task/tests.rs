@@ -18,6 +18,7 @@ use super::*;
 use crate::{
     admission::Mode,
     api::hook_run::{HookRunStatus, HookState},
+    control::Controls,
     waiter::{
         attempt::Outcome,
         exec::{Command, Report},
@@ -180,6 +181,7 @@ impl Setup {
             queue: Arc::clone(&queue),
             events,
             metrics: Arc::new(Metrics::waiter()),
+            policies: Arc::new(Policies::new(Vec::new())),
             missed: Arc::new(missed),
             process: "me".to_owned(),
             stop: CancellationToken::new(),
@@ -305,7 +307,8 @@ async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
         process: "me",
         finishing: &std::collections::BTreeMap::new(),
         run_limit: step::DEFAULT_RUN_LIMIT,
-        cancelled: None,
+        failed_elsewhere: None,
+        controls: &Controls::default(),
         report_after: SignedDuration::from_secs(30),
     };
     let Step::Execute { hook, status } = step::next(&situation) else {
