@@ -15,6 +15,7 @@ use std::{
 };
 
 use cluster::{REVEILLE, cluster_name, cluster_script, must_run};
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 /// Rights that the end-to-end tests do not use: account, group, resource, verb, and why it has them.
@@ -127,6 +128,10 @@ struct Call {
     uri: String,
     user: User,
     #[serde(default)]
+    user_agent: String,
+    #[serde(rename = "stageTimestamp")]
+    at: Timestamp,
+    #[serde(default)]
     object_ref: Option<ObjectRef>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
@@ -170,6 +175,42 @@ impl Call {
     }
 }
 
+/// Whether the chart's roles and bindings are all there: while the chart is being uninstalled they go before its pods, and a test
+/// takes a right away to see that it is missed.
+#[derive(Default)]
+struct Roles {
+    broken: bool,
+    changed: Option<Timestamp>,
+}
+
+impl Roles {
+    /// A call about roles or bindings.
+    fn changed(&mut self, call: &Call) {
+        // Those of `helm test` come and go with it.
+        let ours = call
+            .object_ref
+            .as_ref()
+            .is_some_and(|object| object.name.starts_with("reveille") && !object.name.ends_with("-test"));
+        let by_helm = call.user_agent.starts_with("Helm");
+        match call.verb.as_str() {
+            _ if !ours => return,
+            "create" => self.broken = false,
+            "patch" | "update" => self.broken = !by_helm,
+            "delete" => self.broken = true,
+            _ => return,
+        }
+        self.changed = Some(call.at);
+    }
+
+    /// A right counts a moment after its role is written.
+    fn are_whole(&self, call: &Call) -> bool {
+        let settled = self
+            .changed
+            .is_none_or(|changed| call.at.duration_since(changed) > SignedDuration::from_secs(5));
+        !self.broken && settled
+    }
+}
+
 /// The audit log, oldest first: the API server sets full files aside.
 fn audit_files() -> Vec<PathBuf> {
     let current = PathBuf::from(cluster_script(&["logs", &cluster_name(), "audit"]).trim());
@@ -191,23 +232,12 @@ fn no_right_is_unused_and_no_call_is_refused() {
     assert!(!unused.is_empty());
     let prefix = format!("system:serviceaccount:{REVEILLE}:");
     let mut refused = BTreeSet::new();
-    // While the chart is being uninstalled, its roles go before its pods.
-    let mut leaving = false;
+    let mut roles = Roles::default();
     for path in audit_files() {
         for line in BufReader::new(fs::File::open(&path).unwrap()).lines() {
             let line = line.unwrap();
-            if line.contains("\"rolebindings\"") || line.contains("\"clusterrolebindings\"") {
-                let call: Call = serde_json::from_str(&line).unwrap();
-                let ours = call
-                    .object_ref
-                    .as_ref()
-                    .is_some_and(|object| object.name.starts_with("reveille"));
-                match call.verb.as_str() {
-                    "delete" if ours => leaving = true,
-                    // The name of a new object stands in its body.
-                    "create" => leaving = false,
-                    _ => {}
-                }
+            if line.contains("\"apiGroup\":\"rbac.authorization.k8s.io\"") {
+                roles.changed(&serde_json::from_str(&line).unwrap());
             }
             if !line.contains(&prefix) {
                 continue;
@@ -218,7 +248,7 @@ fn no_right_is_unused_and_no_call_is_refused() {
             };
             if call.is_allowed() {
                 unused.retain(|right| right.account != account || !call.uses(right));
-            } else if call.is_refused() && !leaving {
+            } else if call.is_refused() && roles.are_whole(&call) {
                 refused.insert(format!("{account}: {} {}", call.verb, call.uri));
             }
         }
