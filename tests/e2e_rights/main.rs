@@ -191,9 +191,11 @@ impl Roles {
             .object_ref
             .as_ref()
             .is_some_and(|object| object.name.starts_with("reveille") && !object.name.ends_with("-test"));
+        if !ours {
+            return;
+        }
         let by_helm = call.user_agent.starts_with("Helm");
         match call.verb.as_str() {
-            _ if !ours => return,
             "create" => self.broken = false,
             "patch" | "update" => self.broken = !by_helm,
             "delete" => self.broken = true,
