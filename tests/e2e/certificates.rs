@@ -1,7 +1,7 @@
 //! Where the webhook's certificate comes from, and that the API server trusts it at any time. These tests have the cluster to
 //! themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_openapi::{
@@ -202,17 +202,14 @@ async fn a_certificate_of_ones_own_is_served_published_and_followed() {
     webhook_answers(&t.client).await;
 
     // Another CA, another certificate: both are taken over without a restart, and the old CA stays trusted meanwhile.
-    let pods = || {
-        kubectl(&[
-            "-n",
-            REVEILLE,
-            "get",
-            "pods",
-            "-l",
-            "app.kubernetes.io/name=reveille",
-            "-o",
-            "jsonpath={.items[*].metadata.uid}",
-        ])
+    // Those of before the upgrade may still be ending.
+    let pods = || -> BTreeSet<String> {
+        let select = ["-n", REVEILLE, "get", "pods", "-l", "app.kubernetes.io/name=reveille"];
+        let listed = kubectl(&[&select[..], &["-o", "json"]].concat());
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        let items = listed["items"].as_array().unwrap().iter();
+        let staying = items.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        staying.map(|pod| pod["metadata"]["uid"].to_string()).collect()
     };
     let before = pods();
     let next = Ca::generate(clock::now()).unwrap();
