@@ -108,7 +108,7 @@ fn check_action(action: &Action, findings: &mut Findings) {
     }
     let mut before = BTreeSet::new();
     for (index, phase) in action.phases.iter().enumerate() {
-        let name = display_name(phase, index);
+        let name = display_name(action, index);
         let seen = Scope {
             phases: &before,
             deferred: false,
@@ -125,12 +125,8 @@ fn check_action(action: &Action, findings: &mut Findings) {
         deferred: true,
     };
     if let Some(phase) = &action.defer_phase {
-        let name = if phase.name.is_empty() {
-            "deferPhase"
-        } else {
-            &phase.name
-        };
-        check_phase(phase, name, &deferred, findings);
+        let name = display_name(action, action.phases.len());
+        check_phase(phase, &name, &deferred, findings);
     }
     for (name, artifact) in &action.output_artifacts {
         let texts = artifact
@@ -150,12 +146,12 @@ fn check_action(action: &Action, findings: &mut Findings) {
     }
 }
 
-/// A phase's name, or its place.
-pub fn display_name(phase: &Phase, index: usize) -> String {
-    if phase.name.is_empty() {
-        format!("#{}", index + 1)
-    } else {
-        phase.name.clone()
+/// How a phase is called in messages: its name, or its place (`#2`, `deferPhase`).
+pub fn display_name(action: &Action, index: usize) -> String {
+    match action.all_phases().nth(index) {
+        Some(phase) if !phase.name.is_empty() => phase.name.clone(),
+        _ if index >= action.phases.len() => "deferPhase".to_owned(),
+        _ => format!("#{}", index + 1),
     }
 }
 

@@ -66,28 +66,29 @@ impl Condition {
         }
         Ok(())
     }
-
-    fn render(&self, object: &Value) -> Result<String, String> {
-        match self.dialect {
-            Dialect::JsonPath => {
-                let find =
-                    |(path, source): (Path, &str)| path.print(object).map_err(|error| format!("{source}: {error}"));
-                let text = replace_paths(&self.text, find)?;
-                Template::parse(&text, Mode::Wait)?.render(&Environment::object(None))
-            }
-            Dialect::Template => Template::parse(&self.text, Mode::WaitV2)?.render(&Environment::object(Some(object))),
-        }
-    }
 }
 
 /// Is the condition true for this object?
 pub fn evaluate(condition: &Condition, object: &Value) -> Result<bool, ConditionError> {
-    match condition.render(object) {
-        Ok(text) => Ok(text.trim() == "true"),
-        Err(message) => Err(ConditionError {
-            permanent: condition.check().is_err(),
-            message,
-        }),
+    render_condition(condition, object).map(|text| text.trim() == "true")
+}
+
+/// The text that a condition gives for this object.
+pub fn render_condition(condition: &Condition, object: &Value) -> Result<String, ConditionError> {
+    render(condition, object).map_err(|message| ConditionError {
+        permanent: condition.check().is_err(),
+        message,
+    })
+}
+
+fn render(condition: &Condition, object: &Value) -> Result<String, String> {
+    match condition.dialect {
+        Dialect::JsonPath => {
+            let find = |(path, source): (Path, &str)| path.print(object).map_err(|error| format!("{source}: {error}"));
+            let text = replace_paths(&condition.text, find)?;
+            Template::parse(&text, Mode::Wait)?.render(&Environment::object(None))
+        }
+        Dialect::Template => Template::parse(&condition.text, Mode::WaitV2)?.render(&Environment::object(Some(object))),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         Action, Blueprint, Params, Phase, PhaseParams, Subject, SubjectKind,
         call::{Function, FunctionCall},
         check::{self, Finding, display_name},
-        render,
+        render::{self, RenderError},
     },
     hooks::Severity,
 };
@@ -190,7 +190,7 @@ fn render_action(name: &str, action: &Action, params: &Params, findings: &mut Ve
     let mut params = params.clone();
     let mut rendered = Vec::new();
     for (index, phase) in action.all_phases().enumerate() {
-        let phase_name = display_name(phase, index);
+        let phase_name = display_name(action, index);
         // As far as is known before a run: they are there, and what they hold is not known.
         if index < action.phases.len() {
             params.phases.insert(phase.name.clone(), PhaseParams::default());
@@ -203,7 +203,8 @@ fn render_action(name: &str, action: &Action, params: &Params, findings: &mut Ve
             .iter()
             .any(|finding| finding.phase == phase_name && finding.severity == Severity::Error);
         for (argument, message) in &one.unknown {
-            let needs_run = needs_run(phase.args.get(argument));
+            let name_of_argument = argument.split(['.', '[']).next().unwrap_or_default();
+            let needs_run = needs_run(phase.args.get(name_of_argument));
             if !needs_run && !known {
                 findings.push(finding(name, &phase_name, argument, message));
             }
@@ -242,15 +243,22 @@ fn render_phase(phase: &Phase, name: String, params: &Params) -> RenderedPhase {
     let mut unknown = BTreeMap::new();
     let waits = matches!(Function::parse(&phase.func), Ok(Function::Wait | Function::WaitV2));
     for (argument, value) in &phase.args {
-        // Conditions are evaluated as they stand.
-        if waits && argument == "conditions" {
-            args.insert(argument.clone(), value.clone());
-            continue;
-        }
-        match render::arguments(&Map::from_iter([(argument.clone(), value.clone())]), params) {
-            Ok(one) => args.extend(one),
-            Err(error) => {
-                unknown.insert(argument.clone(), error.to_string());
+        let rendered = if waits && argument == "conditions" {
+            conditions(value, params)
+        } else {
+            render::value(value, params)
+        };
+        match rendered {
+            Ok(value) => {
+                args.insert(argument.clone(), value);
+            }
+            Err(RenderError { path, message }) => {
+                let dot = if path.is_empty() || path.starts_with('[') {
+                    ""
+                } else {
+                    "."
+                };
+                unknown.insert(format!("{argument}{dot}{path}"), message);
             }
         }
     }
@@ -260,6 +268,20 @@ fn render_phase(phase: &Phase, name: String, params: &Params) -> RenderedPhase {
         args,
         unknown,
     }
+}
+
+/// The conditions of a wait: the names of their objects are rendered, they themselves are evaluated as they stand.
+fn conditions(value: &Value, params: &Params) -> Result<Value, RenderError> {
+    let mut value = value.clone();
+    let lists = value.as_object_mut().into_iter().flatten();
+    for condition in lists.filter_map(|(_, list)| list.as_array_mut()).flatten() {
+        for (field, reference) in condition.as_object_mut().into_iter().flatten() {
+            if field.eq_ignore_ascii_case("objectReference") {
+                *reference = render::value(reference, params)?;
+            }
+        }
+    }
+    Ok(value)
 }
 
 /// The Blueprints of a file.

@@ -22,6 +22,7 @@ mod oracle;
 mod ours;
 mod restate;
 mod shrink;
+mod templates;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,6 +3,7 @@
 // Clippy knows a test by its attribute; the helpers beside them are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod blueprint;
 mod chart;
 mod connections;
 mod docs;
@@ -11,4 +12,5 @@ mod http;
 mod process;
 mod properties;
 mod support;
+mod templates;
 mod tls;

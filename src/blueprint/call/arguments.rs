@@ -109,9 +109,8 @@ impl<'a> Arguments<'a> {
 
     pub(super) fn duration(&self, name: &str) -> Result<GoDuration, CallError> {
         let text = self.filled_text(name)?;
-        let duration: GoDuration = text
-            .parse()
-            .map_err(|error| CallError::argument(name, format!("{error} (write 90s, 5m or 1h30m)")))?;
+        let parsed = text.parse::<GoDuration>();
+        let duration = parsed.map_err(|error| CallError::argument(name, format!("is {error}")))?;
         if duration.is_negative() {
             return Err(CallError::argument(name, "is negative"));
         }

@@ -151,7 +151,12 @@ fn waits_hold_conditions_with_their_dialect() {
 
     let with = |timeout: &str, conditions: Value| json!({"timeout": timeout, "conditions": conditions});
     let good = json!({"allOf": [{"condition": "c", "objectReference": {"resource": "pods", "name": "p"}}]});
-    refused(Function::Wait, with("300", good.clone()), "timeout", "(write 90s");
+    refused(
+        Function::Wait,
+        with("300", good.clone()),
+        "timeout",
+        "is not a duration",
+    );
     refused(Function::Wait, with("2d", good.clone()), "timeout", "unit");
     refused(Function::WaitV2, with("-1s", good), "timeout", "negative");
     refused(

@@ -22,8 +22,14 @@ pub(super) fn check(source: &str) -> Result<(), String> {
     let mut open: Vec<Block> = Vec::new();
     let mut rest = source;
     while let Some((_, behind)) = rest.split_once("{{") {
-        let action = behind.strip_prefix("- ").unwrap_or(behind).trim_start();
+        let inside = behind_trim_marker(behind);
+        let action = inside.trim_start();
         let line = 1 + newlines(source.get(..source.len() - action.len()).unwrap_or_default());
+        if action.starts_with("/*") && !inside.starts_with("/*") {
+            return Err(format!(
+                "line {line}: a comment begins right behind its braces, without a blank"
+            ));
+        }
         word(action, &mut open).map_err(|problem| format!("line {line}: {problem}"))?;
         if let Some(block) = open.last_mut().filter(|block| block.line == 0) {
             block.line = line;
@@ -49,6 +55,14 @@ impl Kind {
             Self::Define => "define or block",
         }
     }
+}
+
+/// What follows a `- ` that trims the text before it.
+fn behind_trim_marker(text: &str) -> &str {
+    let trimmed = text
+        .strip_prefix('-')
+        .and_then(|rest| rest.strip_prefix([' ', '\t', '\r', '\n']));
+    trimmed.unwrap_or(text)
 }
 
 fn newlines(text: &str) -> usize {
@@ -112,8 +126,8 @@ fn first_word(text: &str) -> (&str, &str) {
 
 /// What follows the end of an action; texts in quotes and comments may hold braces.
 fn after_action(action: &str) -> &str {
-    let trimmed = action.strip_prefix("- ").unwrap_or(action);
-    if trimmed.trim_start().starts_with("/*") {
+    let trimmed = behind_trim_marker(action);
+    if trimmed.starts_with("/*") {
         let comment_end = trimmed.split_once("*/").map_or("", |(_, rest)| rest);
         return comment_end.split_once("}}").map_or("", |(_, rest)| rest);
     }
@@ -150,6 +164,7 @@ mod tests {
             "{{ define \"a\" }}{{ range . }}{{ continue }}{{ end }}{{ end }}{{ block \"b\" . }}{{ end }}",
             "{{ `{{ end }}` }}{{ \"}} {{ end }} \\\" {{ if\" }}{{ '}' }}{{/* }} {{ if */}}{{- /* }} */ -}}",
             "{{ .end }}{{ ending }}{{ $if }}",
+            "{{-\nif .a }}{{-\tend }}",
         ] {
             assert_eq!(check(text), Ok(()), "{text}");
         }
@@ -160,6 +175,10 @@ mod tests {
         let fails = |text: &str, expected: &str| assert_eq!(check(text), Err(expected.to_owned()), "{text}");
         fails("a\n{{ if .a }}b", "line 2: this if has no {{ end }}");
         fails("a\n\n{{ end }}b", "line 3: this end is one too many");
+        fails(
+            "\n{{ /* x */ }}",
+            "line 2: a comment begins right behind its braces, without a blank",
+        );
         fails("{{ else }}", "line 1: this else belongs to no if, with or range");
         fails(
             "{{ if .a }}{{ else }}{{ else }}{{ end }}",

@@ -1,6 +1,6 @@
 //! Values as Go has them, and their texts: Go's `%v` and Go's JSON.
 
-use std::{collections::BTreeMap, fmt::Write, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write, ops::Range, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use gotmpl::Value;
@@ -80,7 +80,7 @@ pub(in crate::blueprint) fn print(value: &Value) -> String {
 // Writing to a String can't fail.
 fn print_to(output: &mut String, value: &Value) {
     match value {
-        Value::Float(number) => output.push_str(&float(*number, -4)),
+        Value::Float(number) => output.push_str(&float(*number, -4..6)),
         Value::List(items) => {
             output.push('[');
             for (index, item) in items.iter().enumerate() {
@@ -109,8 +109,8 @@ fn print_to(output: &mut String, value: &Value) {
     }
 }
 
-/// Go's shortest form of a float; with an exponent if that is below `smallest` or above 20.
-fn float(number: f64, smallest: i32) -> String {
+/// Go's shortest form of a float; with an exponent if that is not among the `plain` ones.
+fn float(number: f64, plain: Range<i32>) -> String {
     if number.is_nan() {
         return "NaN".to_owned();
     }
@@ -122,7 +122,7 @@ fn float(number: f64, smallest: i32) -> String {
         return scientific;
     };
     let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (smallest..21).contains(&exponent) || number == 0.0 {
+    if plain.contains(&exponent) || number == 0.0 {
         return number.to_string();
     }
     let sign = if exponent < 0 { '-' } else { '+' };
@@ -143,7 +143,7 @@ fn json_to(output: &mut String, value: &Value) -> Result<(), String> {
         Value::Float(number) if !number.is_finite() => return Err("is no number that JSON can hold".to_owned()),
         Value::Float(number) => {
             // JSON's exponents have no leading zero.
-            let text = float(*number, -6);
+            let text = float(*number, -6..21);
             output.push_str(&text.replace("e-0", "e-"));
         }
         Value::String(text) => json_text(output, text),
