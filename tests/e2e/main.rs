@@ -42,6 +42,7 @@ mod policies;
 mod restore_spec;
 mod results;
 mod running;
+mod serving;
 mod status;
 mod untouched;
 mod velero_faults;
