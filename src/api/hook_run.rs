@@ -74,7 +74,7 @@ impl HookRun {
         let part = |path: &str| value.pointer(path).cloned().unwrap_or_default();
         let version = part("/spec/plan/version").as_u64().unwrap_or_default();
         if version <= u64::from(plan::VERSION) {
-            return serde_json::from_value(value);
+            return serde_json::from_value(value).map(Self::lean);
         }
         let plan = Plan {
             version: u32::try_from(version).unwrap_or(u32::MAX),
@@ -90,7 +90,15 @@ impl HookRun {
             message: PlanError::Newer(run.spec.plan.version).to_string(),
             ..HookRunStatus::default()
         });
-        Ok(run)
+        Ok(run.lean())
+    }
+
+    /// Without the API server's notes on who wrote which field: nobody here reads them, they are larger than all the rest, and
+    /// an update without them leaves them as they are.
+    #[must_use]
+    pub fn lean(mut self) -> Self {
+        self.metadata.managed_fields = None;
+        self
     }
 
     /// A newer Reveille has planned it: nothing is done with it here.

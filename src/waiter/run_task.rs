@@ -104,7 +104,8 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
     };
     let mut setbacks = Setbacks::default();
     while !context.stop.is_cancelled() {
-        let due = match task.turn().await {
+        // On the heap, and only while something is done: a thousand tasks sleep between their turns.
+        let due = match Box::pin(task.turn()).await {
             Ok(Turn::Again) => {
                 setbacks.clear();
                 continue;
@@ -245,7 +246,7 @@ impl<E: Exec> RunTask<'_, E> {
         match intake::intake(pod, plan, self.run.as_ref()) {
             Intake::Create(run) => {
                 self.run = match self.runs().create(&PostParams::default(), &run).await {
-                    Ok(run) => Some(run),
+                    Ok(run) => Some(run.lean()),
                     Err(kube::Error::Api(status)) if status.code == 409 => self.run_now().await?,
                     Err(error) => return Err(error),
                 };

@@ -69,8 +69,7 @@ pub async fn runs(client: Client, queue: &Queue, listed: impl Fn(), start: impl 
         };
         match change {
             Change::Seen(object) => {
-                let mut run = read(object)?;
-                run.metadata.managed_fields = None;
+                let run = read(object)?;
                 let key = RunKey::of_run(&run);
                 if let Some(task) = queue.run_seen(run) {
                     start(task);

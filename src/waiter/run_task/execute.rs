@@ -321,7 +321,8 @@ impl<E: Exec> RunTask<'_, E> {
         let written = self
             .runs()
             .replace_status(&self.key.name, &PostParams::default(), &new)
-            .await?;
+            .await?
+            .lean();
         self.context.queue.run_seen(written.clone());
         self.tell(&before, &written).await;
         self.run = Some(written);
