@@ -2,6 +2,7 @@
 
 pub mod containers;
 pub mod late;
+mod object;
 pub mod patch;
 pub mod pod;
 pub mod restore;

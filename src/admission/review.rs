@@ -7,6 +7,8 @@ use json_patch::PatchOperation;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::object;
+
 /// The one version that is spoken.
 pub const API_VERSION: &str = "admission.k8s.io/v1";
 /// The kind of both question and answer.
@@ -50,11 +52,11 @@ pub struct Request {
     /// Nothing will be stored.
     #[serde(default)]
     pub dry_run: bool,
-    /// The object as it is to be.
-    #[serde(default)]
+    /// The object as it is to be, without its managed fields.
+    #[serde(default, deserialize_with = "object::without_managed_fields")]
     pub object: Value,
-    /// The object as it is; null for a creation.
-    #[serde(default)]
+    /// The object as it is, without its managed fields; null for a creation.
+    #[serde(default, deserialize_with = "object::without_managed_fields")]
     pub old_object: Value,
 }
 
