@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, PostParams},
     core::PartialObjectMeta,
 };
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ impl Cluster {
         fs::write(&file, configuration.replace("${LOG}", &log.to_string_lossy()))?;
         let output = fs::File::create(folder.join("kwok.log"))?;
         let certificate = self.folder.join("pki/apiserver");
-        let mut command = Command::new("tests/cluster/cluster");
+        let mut command = ends_with_us("tests/cluster/cluster");
         command
             .args(["exec", &self.name, "--"])
             .arg(&self.kwok_program)
@@ -202,25 +202,28 @@ impl Cluster {
         Ok(pods.list_metadata(&selector).await?.items.len())
     }
 
-    /// The one running pod of a deployment, by label: name and uid.
-    pub(crate) async fn pod_of(&self, namespace: &str, selector: &str) -> anyhow::Result<(String, String)> {
+    /// The uids of a deployment's pods, by label; pods that are on their way out do not count.
+    pub(crate) async fn pods_of(&self, namespace: &str, selector: &str) -> anyhow::Result<Vec<String>> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
-        eventually(&format!("one pod {selector} in {namespace}"), async || {
-            let list = pods.list(&ListParams::default().labels(selector)).await?;
-            let mut alive = list
-                .items
-                .into_iter()
-                .filter(|pod| pod.metadata.deletion_timestamp.is_none());
-            let one = alive.next().filter(|_| alive.next().is_none());
-            Ok(one.and_then(|pod| Some((pod.metadata.name?, pod.metadata.uid?))))
-        })
-        .await
+        let list = pods
+            .list(&ListParams::default().labels(selector))
+            .await?
+            .items
+            .into_iter();
+        let alive = list.filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        Ok(alive.filter_map(|pod| pod.metadata.uid).collect())
     }
 
     /// The process of Velero's server.
     pub(crate) async fn velero(&self) -> anyhow::Result<Process> {
-        let (_, uid) = self.pod_of("velero", "deploy=velero").await?;
-        Process::in_pod(&uid, "server")
+        let pods = self.pods_of("velero", "deploy=velero").await?;
+        Process::in_pod(pods.first().context("Velero has no pod")?, "server")
+    }
+
+    /// Velero's objects of one kind.
+    pub(crate) fn velero_objects(&self, kind: &str) -> Api<DynamicObject> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("velero.io", "v1", kind));
+        Api::namespaced_with(self.client.clone(), "velero", &resource)
     }
 
     /// The API server's metrics.
@@ -250,6 +253,13 @@ pub(crate) fn pod(name: &str, annotations: Value) -> Value {
             "containers": [{"name": "app", "image": "localhost/app:1"}],
         },
     })
+}
+
+/// A program that is killed when this one ends, however that comes.
+pub(crate) fn ends_with_us(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
 }
 
 /// kubectl, as a person would use it.

@@ -12,11 +12,8 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Args;
 use jiff::Timestamp;
-use kube::{
-    Api,
-    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams},
-};
-use reveille::names::{QUEUE_LABEL, RESULT_ANNOTATION};
+use kube::api::{DynamicObject, ListParams, PostParams};
+use reveille::names::{OWNER_ANNOTATION, QUEUE_LABEL, RESULT_ANNOTATION};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -25,7 +22,7 @@ use crate::{
     cluster::{Cluster, eventually, kubectl, pod, program, say},
     figures::{Machine, Requests, Times, Used, save},
     ordinary::{self, Ordinary},
-    process::Process,
+    process::{Meter, Process},
 };
 
 /// Arguments of `hooks`.
@@ -180,49 +177,27 @@ impl Bench {
             "--timeout=180s",
         ])?;
         let reveille = match by {
-            By::Velero => None,
-            By::Reveille => Some(install(&self.cluster).await?),
+            By::Velero => Installed::default(),
+            By::Reveille => install(&self.cluster).await?,
         };
-        let velero = Meter::start(self.cluster.velero().await?)?;
-        let mut meters = reveille
-            .map(|(webhook, waiter)| anyhow::Ok((Meter::start(webhook)?, Meter::start(waiter)?)))
-            .transpose()?;
-        let mut velero = velero;
+        let mut velero = Meter::start(&[self.cluster.velero().await?])?;
+        let mut webhooks = Meter::start(&reveille.webhooks)?;
+        let mut waiters = Meter::start(&reveille.waiters)?;
 
         let namespace = format!("bench-{number}-{by:?}").to_lowercase();
         let restored = Timestamp::now();
         self.restore(&namespace).await?;
-        velero.all_wait()?;
-        if let Some((webhook, waiter)) = &mut meters {
-            webhook.all_wait()?;
-            waiter.all_wait()?;
+        for meter in [&mut velero, &mut webhooks, &mut waiters] {
+            meter.all_wait()?;
         }
         let released = Timestamp::now();
         self.cluster.release_pods(self.spread)?;
         self.hooks_have_run(count).await?;
-        self.reaches("Restore", &namespace, |restore| {
-            let annotations = restore.metadata.annotations.as_ref();
-            let result = annotations.and_then(|annotations| annotations.get(RESULT_ANNOTATION));
-            let succeeded = by == By::Velero || result.is_some_and(|result| result == "Succeeded");
-            (phase(restore) == "Completed" && succeeded).then_some(())
-        })
-        .await
-        .with_context(|| format!("{by:?}: the restore did not end well"))?;
-        eventually("no pod is queued any more", async || {
-            let queued = self
-                .cluster
-                .count_pods(&namespace, ListParams::default().labels(QUEUE_LABEL));
-            Ok((queued.await? == 0).then_some(()))
-        })
-        .await?;
+        self.ends_well(&namespace, by)
+            .await
+            .with_context(|| format!("{by:?}: the restore did not end well"))?;
         let ended = Timestamp::now();
 
-        let none = (Used::default(), Used::default());
-        let velero = velero.end()?;
-        let (webhook, waiter) = match meters {
-            Some((webhook, waiter)) => (webhook.end()?, waiter.end()?),
-            None => none,
-        };
         let audit = Audit::read(&self.cluster.audit_log(), began, ended)?;
         let round = Round {
             by,
@@ -231,14 +206,14 @@ impl Bench {
             reveille_requests: audit.requests(Who::Reveille, restored),
             velero_watches: audit.open_watches(Who::Velero, released),
             reveille_watches: audit.open_watches(Who::Reveille, released),
-            velero,
-            webhook,
-            waiter,
+            velero: velero.end()?,
+            webhook: webhooks.end()?,
+            waiter: waiters.end()?,
         };
         say(&format!("{round:?}"));
         self.cluster.remove_namespace(&namespace).await?;
         if by == By::Reveille {
-            program("helm", &["uninstall", "reveille", "--namespace", "reveille", "--wait"])?;
+            uninstall()?;
         }
         Ok(round)
     }
@@ -257,6 +232,22 @@ impl Bench {
     async fn hooks_have_run(&self, count: usize) -> anyhow::Result<()> {
         eventually("hooks have run", async || {
             Ok((fs::read_to_string(&self.stamps)?.lines().count() >= count).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until Velero is done, the hooks' result is written, and no pod carries a plan any more.
+    async fn ends_well(&self, namespace: &str, by: By) -> anyhow::Result<()> {
+        self.reaches("Restore", namespace, |restore| {
+            let annotations = restore.metadata.annotations.as_ref();
+            let result = annotations.and_then(|annotations| annotations.get(RESULT_ANNOTATION));
+            let succeeded = by == By::Velero || result.is_some_and(|result| result == "Succeeded");
+            (phase(restore) == "Completed" && succeeded).then_some(())
+        })
+        .await?;
+        eventually("no pod is queued any more", async || {
+            let queued = ListParams::default().labels(QUEUE_LABEL);
+            Ok((self.cluster.count_pods(namespace, queued).await? == 0).then_some(()))
         })
         .await
     }
@@ -283,6 +274,7 @@ impl Bench {
         let told = Timestamp::now();
         kubectl(&["-n", "reveille", "delete", "pod", old, "--wait=false"])?;
         self.hooks_have_run(self.pods).await?;
+        self.ends_well(&namespace, By::Reveille).await?;
         let all = Audit::read(&log, told, Timestamp::now())?;
         let starts = all.starts_by_pod();
         let others = starts.iter().filter(|(pod, _)| *pod != old);
@@ -296,7 +288,7 @@ impl Bench {
         };
         say(&format!("{takeover:?}"));
         self.cluster.remove_namespace(&namespace).await?;
-        program("helm", &["uninstall", "reveille", "--namespace", "reveille", "--wait"])?;
+        uninstall()?;
         Ok(takeover)
     }
 
@@ -324,12 +316,15 @@ impl Bench {
     async fn create(&self, kind: &str, metadata: Value, spec: Value) -> anyhow::Result<()> {
         let object = json!({"apiVersion": "velero.io/v1", "kind": kind, "metadata": metadata, "spec": spec});
         let object = serde_json::from_value(object)?;
-        self.velero(kind).create(&PostParams::default(), &object).await?;
+        self.cluster
+            .velero_objects(kind)
+            .create(&PostParams::default(), &object)
+            .await?;
         Ok(())
     }
 
     async fn reaches(&self, kind: &str, name: &str, look: impl Fn(&DynamicObject) -> Option<()>) -> anyhow::Result<()> {
-        let api = self.velero(kind);
+        let api = self.cluster.velero_objects(kind);
         eventually(&format!("the end of {kind} {name}"), async || {
             let object = api.get(name).await?;
             ensure!(
@@ -341,11 +336,6 @@ impl Bench {
         })
         .await
     }
-
-    fn velero(&self, kind: &str) -> Api<DynamicObject> {
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("velero.io", "v1", kind));
-        Api::namespaced_with(self.cluster.client.clone(), "velero", &resource)
-    }
 }
 
 fn phase(object: &DynamicObject) -> &str {
@@ -356,56 +346,62 @@ fn phase(object: &DynamicObject) -> &str {
     phase.unwrap_or_default()
 }
 
-/// Installs the chart as it comes, and gives the processes of webhook and waiter.
-pub(crate) async fn install(cluster: &Cluster) -> anyhow::Result<(Process, Process)> {
-    let arguments = [
-        "upgrade",
-        "--install",
-        "reveille",
-        "charts/reveille",
+/// Reveille's processes, one of each kind for each replica.
+#[derive(Default)]
+pub(crate) struct Installed {
+    pub(crate) webhooks: Vec<Process>,
+    pub(crate) waiters: Vec<Process>,
+}
+
+/// Installs the chart as it comes.
+pub(crate) async fn install(cluster: &Cluster) -> anyhow::Result<Installed> {
+    let what = ["upgrade", "--install", "reveille", "charts/reveille"];
+    let how = [
         "--namespace",
         "reveille",
+        "--create-namespace",
+        "--wait",
+        "--timeout",
+        "120s",
     ];
-    program(
-        "helm",
-        &[&arguments[..], &["--create-namespace", "--wait", "--timeout", "120s"]].concat(),
-    )?;
-    let (_, uid) = cluster.pod_of("reveille", "app.kubernetes.io/name=reveille").await?;
-    // Past its first lists.
+    // Velero makes ten pods a second, so the first wait long here. That would be reported on each: two more writes.
+    let patient = ["--set", "waiter.reportWaitingAfter=1h"];
+    program("helm", &[&what[..], &how, &patient].concat())?;
+    webhook_answers(cluster).await?;
+    let pods = cluster.pods_of("reveille", "app.kubernetes.io/name=reveille").await?;
+    // Past the first lists.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    Ok((Process::in_pod(&uid, "webhook")?, Process::in_pod(&uid, "waiter")?))
+    let all = |kind| {
+        pods.iter()
+            .map(|uid| Process::in_pod(uid, kind))
+            .collect::<Result<_, _>>()
+    };
+    Ok(Installed {
+        webhooks: all("webhook")?,
+        waiters: all("waiter")?,
+    })
 }
 
-/// What a process uses from now on.
-struct Meter {
-    process: Process,
-    cpu: f64,
-    used: Used,
+/// Waits until the API server reaches the webhook: a dry run of a Restore comes back marked.
+async fn webhook_answers(cluster: &Cluster) -> anyhow::Result<()> {
+    let restore = serde_json::from_value(json!({
+        "apiVersion": "velero.io/v1", "kind": "Restore",
+        "metadata": {"name": "probe"}, "spec": {"backupName": "none"},
+    }))?;
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let restores = cluster.velero_objects("Restore");
+    eventually("the webhook marks a Restore", async || {
+        let annotations = restores.create(&dry_run, &restore).await?.metadata.annotations;
+        let marked = annotations.is_some_and(|annotations| annotations.contains_key(OWNER_ANNOTATION));
+        Ok(marked.then_some(()))
+    })
+    .await
 }
 
-impl Meter {
-    fn start(process: Process) -> anyhow::Result<Self> {
-        let used = Used {
-            before: process.resident()?,
-            ..Used::default()
-        };
-        Ok(Self {
-            process,
-            cpu: process.cpu()?,
-            used,
-        })
-    }
-
-    fn all_wait(&mut self) -> anyhow::Result<()> {
-        self.used.waiting = self.process.resident()?;
-        Ok(())
-    }
-
-    fn end(self) -> anyhow::Result<Used> {
-        Ok(Used {
-            cpu: self.process.cpu()? - self.cpu,
-            peak: self.process.peak()?,
-            ..self.used
-        })
-    }
+/// Takes it off again.
+pub(crate) fn uninstall() -> anyhow::Result<()> {
+    program("helm", &["uninstall", "reveille", "--namespace", "reveille", "--wait"]).map(drop)
 }

@@ -10,8 +10,9 @@ use serde_json::json;
 use crate::{
     audit::{Audit, Who},
     cluster::{Cluster, eventually, pod},
-    figures::Requests,
+    figures::{Requests, Used},
     hooks::install,
+    process::Meter,
 };
 
 /// What ordinary pods cost.
@@ -24,28 +25,18 @@ pub(crate) struct Ordinary {
     pub(crate) webhook_calls: u64,
     /// Requests of Reveille: what it does anyway in that time.
     pub(crate) requests: Requests,
-    pub(crate) webhook: BeforeAfter,
-    pub(crate) waiter: BeforeAfter,
-}
-
-/// What a process had and has.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct BeforeAfter {
-    /// Resident memory, in KiB.
-    pub(crate) memory: (u64, u64),
-    /// Processor seconds in between.
-    pub(crate) cpu: f64,
+    /// `waiting` is the memory when all of them ran.
+    pub(crate) webhook: Used,
+    pub(crate) waiter: Used,
 }
 
 /// Makes them, waits until they run, and looks.
 pub(crate) async fn measure(cluster: &mut Cluster, pods: usize) -> anyhow::Result<Ordinary> {
-    let (webhook, waiter) = install(cluster).await?;
+    let installed = install(cluster).await?;
     cluster.release_pods(Duration::from_millis(100))?;
-    let (calls, cpu, memory) = (
-        webhook_calls()?,
-        (webhook.cpu()?, waiter.cpu()?),
-        (webhook.resident()?, waiter.resident()?),
-    );
+    let calls = webhook_calls()?;
+    let mut webhooks = Meter::start(&installed.webhooks)?;
+    let mut waiters = Meter::start(&installed.waiters)?;
     let began = Timestamp::now();
     cluster
         .make_pods("ordinary", pods, |name| {
@@ -61,20 +52,16 @@ pub(crate) async fn measure(cluster: &mut Cluster, pods: usize) -> anyhow::Resul
     })
     .await?;
     let ended = Timestamp::now();
+    webhooks.all_wait()?;
+    waiters.all_wait()?;
     let audit = Audit::read(&cluster.audit_log(), began, ended)?;
     Ok(Ordinary {
         pods,
         seconds: ended.duration_since(began).as_secs_f64(),
         webhook_calls: webhook_calls()? - calls,
         requests: audit.requests(Who::Reveille, began),
-        webhook: BeforeAfter {
-            memory: (memory.0, webhook.resident()?),
-            cpu: webhook.cpu()? - cpu.0,
-        },
-        waiter: BeforeAfter {
-            memory: (memory.1, waiter.resident()?),
-            cpu: waiter.cpu()? - cpu.1,
-        },
+        webhook: webhooks.end()?,
+        waiter: waiters.end()?,
     })
 }
 

@@ -4,6 +4,8 @@ use std::{fs, path::Path};
 
 use anyhow::Context;
 
+use crate::figures::Used;
+
 /// The kernel counts processor time in hundredths of a second, on every Linux that there is.
 const TICKS: f64 = 100.0;
 
@@ -60,6 +62,50 @@ impl Process {
 
     fn file(self, name: &str) -> anyhow::Result<String> {
         fs::read_to_string(format!("/proc/{}/{name}", self.0)).with_context(|| format!("process {} has ended", self.0))
+    }
+}
+
+/// What some processes of one kind use from now on: replicas of a server.
+pub(crate) struct Meter {
+    replicas: Vec<(Process, Used)>,
+}
+
+impl Meter {
+    /// Begins.
+    pub(crate) fn start(processes: &[Process]) -> anyhow::Result<Self> {
+        let replicas = processes.iter().map(|process| {
+            let used = Used {
+                cpu: process.cpu()?,
+                before: process.resident()?,
+                ..Used::default()
+            };
+            anyhow::Ok((*process, used))
+        });
+        Ok(Self {
+            replicas: replicas.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// All pods wait.
+    pub(crate) fn all_wait(&mut self) -> anyhow::Result<()> {
+        for (process, used) in &mut self.replicas {
+            used.waiting = process.resident()?;
+        }
+        Ok(())
+    }
+
+    /// The processor time of all, and the memory of the one with the most.
+    pub(crate) fn end(self) -> anyhow::Result<Used> {
+        let mut sum = Used::default();
+        for (process, used) in self.replicas {
+            let (cpu, peak) = (process.cpu()? - used.cpu, process.peak()?);
+            let most = if peak > sum.peak { Used { peak, ..used } } else { sum };
+            sum = Used {
+                cpu: sum.cpu + cpu,
+                ..most
+            };
+        }
+        Ok(sum)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
-    cluster::say,
+    cluster::{ends_with_us, say},
     figures::{Machine, Times, save},
     load::{Answers, Caller},
     process::Process,
@@ -105,9 +105,11 @@ pub(crate) struct Start {
     pub(crate) server: Server,
     /// Milliseconds.
     pub(crate) first_answer: f64,
-    /// KiB, after 6 KB pods only.
-    pub(crate) peak_small: u64,
-    /// KiB, after 200 KB pods too.
+    /// KiB, after 6 KB pods without the burst.
+    pub(crate) peak_kept: u64,
+    /// KiB, with the burst.
+    pub(crate) peak_burst: u64,
+    /// KiB, with 200 KB pods, too.
     pub(crate) peak: u64,
 }
 
@@ -180,7 +182,7 @@ impl<'a> Bench<'a> {
         let hooked = self.small[0];
         self.first_answer(server, hooked).await?;
         let first_answer = began.elapsed().as_secs_f64() * 1000.0;
-        for payload in [self.small, self.large].concat() {
+        for payload in self.small {
             self.answers_are_right(server, payload).await?;
         }
         for payload in self.small {
@@ -188,11 +190,12 @@ impl<'a> Bench<'a> {
                 measured.push(self.measure(server, process, payload, load).await?);
             }
         }
-        for load in [Load::Fresh, Load::Burst(500)] {
-            measured.push(self.measure(server, process, hooked, load).await?);
-        }
-        let peak_small = process.peak()?;
+        measured.push(self.measure(server, process, hooked, Load::Fresh).await?);
+        let peak_kept = process.peak()?;
+        measured.push(self.measure(server, process, hooked, Load::Burst(500)).await?);
+        let peak_burst = process.peak()?;
         for payload in self.large {
+            self.answers_are_right(server, payload).await?;
             for load in [Load::Kept(1), Load::Kept(25)] {
                 measured.push(self.measure(server, process, payload, load).await?);
             }
@@ -200,7 +203,8 @@ impl<'a> Bench<'a> {
         starts.push(Start {
             server,
             first_answer,
-            peak_small,
+            peak_kept,
+            peak_burst,
             peak: process.peak()?,
         });
         Ok(())
@@ -208,7 +212,7 @@ impl<'a> Bench<'a> {
 
     fn start(&self, server: Server) -> anyhow::Result<Running> {
         let folder = self.folder.path();
-        let mut command = Command::new("taskset");
+        let mut command = ends_with_us("taskset");
         command.args(["-c", SERVER_CORE]);
         match server {
             Server::Reveille => command
