@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-use super::{control::is_current, init, pod_view::PodView};
+use super::{control::{end_pause, is_current}, init, pod_view::PodView};
 use crate::{
     api::hook_run::{HookRunSpec, HookRunStatus, HookState, PostStatus, RunPhase},
     hooks::OnError,
@@ -106,6 +106,7 @@ pub(super) fn conclude(spec: &HookRunSpec, status: &mut HookRunStatus, settled: 
     status.phase = phase;
     status.message = message;
     status.finished_at = Some(MicroTime(now));
+    end_pause(status, now);
 }
 
 /// Whether there are commands to run, or were.

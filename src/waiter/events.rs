@@ -10,7 +10,7 @@ use super::setback;
 use crate::{
     api::{
         HookRun,
-        hook_run::{HookRunSpec, HookState, InitState, InitStatus, PostStatus},
+        hook_run::{HookRunSpec, HookState, InitState, InitStatus, PostStatus, Rerun},
     },
     infra::kube::reason as in_words,
     result::Verdict,
@@ -95,6 +95,20 @@ pub fn for_init(old: &InitStatus, new: &InitStatus) -> Option<(EventType, &'stat
         note = format!("{note}: {}", new.message);
     }
     Some((type_, reason, note))
+}
+
+/// The Event for a request to run again that was taken in or refused: type, reason and note.
+pub fn for_rerun(rerun: &Rerun) -> (EventType, &'static str, String) {
+    match &rerun.refused {
+        Some(why) => {
+            let note = format!("a rerun asked for {} is refused: {why}", rerun.request);
+            (EventType::Warning, "RerunRefused", note)
+        }
+        None => {
+            let note = format!("post hooks run again: {}; asked for {}", rerun.hooks.join(", "), rerun.request);
+            (EventType::Normal, "HooksRunAgain", note)
+        }
+    }
 }
 
 /// How bad it is to wait for this: what comes by itself is ordinary.

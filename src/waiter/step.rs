@@ -207,9 +207,6 @@ fn decide(situation: &Situation) -> Step {
         return Step::Execute { hook, status: new };
     }
     conclude(spec, &mut new, end.is_some() || (waited >= run_limit && !paused), now);
-    if new.phase.is_final() {
-        control::end_pause(&mut new, now);
-    }
     if worth_writing(status, &new) {
         return Step::Record(new);
     }

@@ -50,6 +50,7 @@ fn exists(parts: &[&str]) -> bool {
 fn tests_that_pages_name_exist() {
     for (page, at_least) in [
         ("docs/differences-from-velero.md", 30),
+        ("docs/operating.md", 7),
         ("docs/results.md", 7),
         ("docs/SECURITY.md", 40),
     ] {

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
@@ -69,6 +69,30 @@ fn a_failure_is_one_clear_message() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("REVEILLE_LOG"));
 }
 
+#[test]
+fn commands_for_people_fail_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = kubeconfig(folder.path(), empty_api_server());
+    for (arguments, words) in [
+        (&["status", "a/b/c"][..], "neither NAME nor NAMESPACE/NAME"),
+        (&["wait", "n/r", "-n", "m"], "--namespace is \"m\""),
+        (&["wait", "shop"], "is Reveille installed?"),
+        (&["logs", "shop"], "is Reveille installed?"),
+        (&["cancel", "shop"], "is Reveille installed?"),
+        (&["rerun", "shop"], "is Reveille installed?"),
+        (&["pause", "shop"], "is Reveille installed?"),
+        (&["pause"], "there is no ConfigMap reveille/reveille-pause"),
+        (&["resume", "--reveille-namespace", "x"], "there is no ConfigMap x/reveille-pause"),
+        (&["pause", "-n", "velero"], "<RESTORE>"),
+        (&["rerun"], "<RUN>"),
+    ] {
+        let output = reveille().args(arguments).env("KUBECONFIG", &kubeconfig).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{arguments:?}: {text}");
+        assert!(text.contains(words), "{arguments:?}: {text}");
+    }
+}
+
 /// An API server that knows no kind at all.
 fn empty_api_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -86,6 +110,17 @@ fn empty_api_server() -> SocketAddr {
         }
     });
     address
+}
+
+/// A kubeconfig that leads to this API server.
+fn kubeconfig(folder: &Path, server: SocketAddr) -> PathBuf {
+    let path = folder.join("kubeconfig");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: \"http://{server}\"}}}}]\nusers: [{{name: u, user: {{}}}}]\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    path
 }
 
 /// The child is killed if a test ends early.
@@ -117,13 +152,7 @@ fn webhook(folder: &Path) -> (Running, SocketAddr) {
     )
     .unwrap();
     std::fs::write(&key_file, key.serialize_pem()).unwrap();
-    let kubeconfig = folder.join("kubeconfig");
-    let server = empty_api_server();
-    let text = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-         clusters: [{{name: c, cluster: {{server: \"http://{server}\"}}}}]\nusers: [{{name: u, user: {{}}}}]\n"
-    );
-    std::fs::write(&kubeconfig, text).unwrap();
+    let kubeconfig = kubeconfig(folder, empty_api_server());
     let mut child = reveille()
         .args([
             "webhook",

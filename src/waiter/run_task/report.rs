@@ -63,6 +63,11 @@ impl<E: Exec> RunTask<'_, E> {
             let action = format!("InitHook-{}", new.container);
             self.context.events.publish(&about, type_, reason, &action, &note).await;
         }
+        let last = |status: &HookRunStatus| status.reruns.last().map(|rerun| rerun.request.id.clone());
+        if let (Some(rerun), true) = (status.reruns.last(), last(before) != last(status)) {
+            let (type_, reason, note) = events::for_rerun(rerun);
+            self.context.events.publish(&about, type_, reason, "Rerun", &note).await;
+        }
         if let Some(waiting) = conditions::news(before, status, WAITING) {
             tracing::info!(
                 namespace = self.key.namespace,
