@@ -4,7 +4,7 @@
 use std::fmt;
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserializer,
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value};
@@ -118,11 +118,12 @@ mod tests {
     proptest! {
         #[test]
         fn all_else_stays(value in any_json()) {
-            let mut expected = value.clone();
+            let text = value.to_string();
+            let mut expected: Value = serde_json::from_str(&text).unwrap();
             if let Some(metadata) = expected.get_mut("metadata").and_then(Value::as_object_mut) {
                 metadata.remove("managedFields");
             }
-            prop_assert_eq!(read(&value.to_string()), expected);
+            prop_assert_eq!(read(&text), expected);
         }
     }
 

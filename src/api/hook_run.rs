@@ -397,4 +397,40 @@ mod tests {
         assert_ne!(identity("db-0", "u").run_name(), identity("db-0", "v").run_name());
         assert!(identity(&"x.".repeat(126), "u").run_name().len() <= 253);
     }
+
+    #[test]
+    fn one_that_a_newer_version_wrote_is_known_by_whose_it_is_and_how_it_stands() {
+        let object = |version: u32, phase: &str| {
+            let run = serde_json::json!({
+                "apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun", "metadata": {"name": "r", "namespace": "n"},
+                "spec": {
+                    "pod": {"name": "p", "uid": "u", "createdAt": "2026-01-01T00:00:00Z"},
+                    "plan": {
+                        "version": version, "post": {"not": "a list"},
+                        "restore": {"namespace": "velero", "name": "x", "uid": "ru"},
+                    },
+                },
+                "status": {"phase": phase, "post": "neither"},
+            });
+            serde_json::from_value::<DynamicObject>(run).unwrap()
+        };
+        let run = HookRun::read(object(99, "Running")).unwrap();
+        assert!(run.is_newer());
+        assert_eq!(
+            (run.spec.pod.name.as_str(), run.spec.plan.restore.unwrap().uid),
+            ("p", "ru".to_owned())
+        );
+        let status = run.status.unwrap();
+        assert_eq!((status.phase, status.post.len()), (RunPhase::Running, 0));
+        assert!(status.message.contains("99"), "{}", status.message);
+        let done = HookRun::read(object(99, "Succeeded")).unwrap();
+        assert_eq!(done.status.unwrap().phase, RunPhase::Succeeded);
+        // A phase that is not known here is not final.
+        let odd = HookRun::read(object(99, "Dreaming")).unwrap();
+        assert_eq!(odd.status.unwrap().phase, RunPhase::Pending);
+        assert!(
+            HookRun::read(object(1, "Running")).is_err(),
+            "of this version it must be whole"
+        );
+    }
 }

@@ -13,12 +13,11 @@ use serde_json::json;
 
 use crate::{
     admission::{Mode, decide_restore},
-    api::HookRun,
     duration::GoDuration,
     hooks::restored::RestoreInfo,
     infra::{
         clock::Stopwatch,
-        kube::clients,
+        kube::{clients, hook_runs},
         pod_edit::{PodEdit, parameters},
     },
     names::{MODE_ANNOTATION, PLAN_ANNOTATION, QUEUE_LABEL},
@@ -130,12 +129,10 @@ async fn wait(client: &Client, limit: Duration) -> anyhow::Result<Vec<String>> {
 }
 
 async fn open(client: &Client) -> anyhow::Result<Vec<String>> {
-    let runs = Api::<HookRun>::all(client.clone())
-        .list(&ListParams::default())
+    let runs = hook_runs(client, &ListParams::default())
         .await
         .context("can't list HookRuns")?;
     let unfinished = runs
-        .items
         .iter()
         .filter(|run| run.status.as_ref().is_none_or(|status| !status.phase.is_final()));
     let mut open: Vec<String> = unfinished

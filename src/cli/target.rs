@@ -2,9 +2,9 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use kube::{Api, Client, ResourceExt, api::ListParams};
+use kube::{Client, ResourceExt, api::ListParams};
 
-use crate::{api::HookRun, hooks::restored::RestoreInfo, plan::RestoreRef, waiter::restores};
+use crate::{api::HookRun, hooks::restored::RestoreInfo, infra::kube::hook_runs, plan::RestoreRef, waiter::restores};
 
 /// A name, and where to look for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,11 +103,9 @@ pub(super) async fn read(client: &Client) -> anyhow::Result<(Vec<RestoreInfo>, V
 
 /// The runs that these parameters select.
 pub(super) async fn runs(client: &Client, parameters: &ListParams) -> anyhow::Result<Vec<HookRun>> {
-    let mut runs = Api::<HookRun>::all(client.clone())
-        .list(parameters)
+    let mut runs = hook_runs(client, parameters)
         .await
-        .context("can't list HookRuns: is Reveille installed?")?
-        .items;
+        .context("can't list HookRuns: is Reveille installed?")?;
     for run in &mut runs {
         // Long, and of no use to anybody who asks what became of a hook.
         run.metadata.managed_fields = None;

@@ -1,7 +1,14 @@
 //! Clients for the API server, and its errors in words.
 
-use kube::{Client, Config, client::ClientBuilder, runtime::watcher};
+use kube::{
+    Api, Client, Config,
+    api::{ApiResource, DynamicObject, ListParams},
+    client::ClientBuilder,
+    runtime::watcher,
+};
 use tower::limit::ConcurrencyLimitLayer;
+
+use crate::api::HookRun;
 
 /// How many calls may be under way at once. When a waiter starts, a thousand runs may want to make one each: without a limit
 /// each would open a connection of its own (over HTTP/1.1 no two calls share one), and keep it for a while.
@@ -49,6 +56,19 @@ pub async fn clients() -> Result<Clients, KubeError> {
 pub fn install_crypto_provider() {
     // The error is "there is one already", which is the wanted state.
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// All `HookRun`s that these parameters select. Those that a newer Reveille has planned are read as far as they are understood,
+/// and hide no others; one that can't be read at all is left out, with a line in the log.
+pub async fn hook_runs(client: &Client, parameters: &ListParams) -> Result<Vec<HookRun>, kube::Error> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<HookRun>(&()));
+    let read = |object: DynamicObject| {
+        let name = object.metadata.name.clone().unwrap_or_default();
+        HookRun::read(object)
+            .inspect_err(|error| tracing::warn!(run = name, %error, "a HookRun can't be read"))
+            .ok()
+    };
+    Ok(api.list(parameters).await?.items.into_iter().filter_map(read).collect())
 }
 
 /// Whether the API server said that the object, or its whole kind, does not exist.

@@ -230,6 +230,8 @@ pub struct Metrics {
     pub hook_duration: Histogram,
     /// Post hooks that are running.
     pub hooks_in_flight: Gauge,
+    /// 1 while this process leads.
+    pub leading: Gauge,
     /// Time from a pod's creation to the start of a hook in it, in seconds.
     pub hook_wait: Histogram,
     /// Commands that were started.
@@ -290,6 +292,11 @@ impl Metrics {
             metrics.hooks_in_flight.clone(),
         );
         registry.register(
+            "leading",
+            "1 while this waiter leads; the sum over all is 1",
+            metrics.leading.clone(),
+        );
+        registry.register(
             "hook_wait_seconds",
             "Time from a pod's creation to the start of a post hook in it",
             metrics.hook_wait.clone(),
@@ -333,6 +340,7 @@ impl Metrics {
             hooks: Family::default(),
             hook_duration: Histogram::new([0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0]),
             hooks_in_flight: Gauge::default(),
+            leading: Gauge::default(),
             hook_wait: Histogram::new([0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0]),
             hook_attempts: Counter::default(),
             queue: Family::default(),

@@ -3,7 +3,11 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-use super::{control::{end_pause, is_current}, init, pod_view::PodView};
+use super::{
+    control::{end_pause, is_current},
+    init,
+    pod_view::PodView,
+};
 use crate::{
     api::hook_run::{HookRunSpec, HookRunStatus, HookState, PostStatus, RunPhase},
     hooks::OnError,

@@ -99,16 +99,13 @@ pub fn for_init(old: &InitStatus, new: &InitStatus) -> Option<(EventType, &'stat
 
 /// The Event for a request to run again that was taken in or refused: type, reason and note.
 pub fn for_rerun(rerun: &Rerun) -> (EventType, &'static str, String) {
-    match &rerun.refused {
-        Some(why) => {
-            let note = format!("a rerun asked for {} is refused: {why}", rerun.request);
-            (EventType::Warning, "RerunRefused", note)
-        }
-        None => {
-            let note = format!("post hooks run again: {}; asked for {}", rerun.hooks.join(", "), rerun.request);
-            (EventType::Normal, "HooksRunAgain", note)
-        }
+    if let Some(why) = &rerun.refused {
+        let note = format!("a rerun asked for {} is refused: {why}", rerun.request);
+        return (EventType::Warning, "RerunRefused", note);
     }
+    let hooks = rerun.hooks.join(", ");
+    let note = format!("post hooks run again: {hooks}; asked for {}", rerun.request);
+    (EventType::Normal, "HooksRunAgain", note)
 }
 
 /// How bad it is to wait for this: what comes by itself is ordinary.

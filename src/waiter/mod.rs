@@ -198,11 +198,14 @@ async fn lead(
     if !elector.acquire(&stopping, readable).await {
         return Ok(());
     }
+    metrics.leading.set(1);
+    let leading = metrics.leading.clone();
     let tasks = TaskTracker::new();
     let gate = start(args, client, exec, shutdown, metrics, &standing, &tasks);
     let end = elector.keep(&stopping).await;
     // Nothing new starts from here on, also where it was another process that ended this one's time.
     shutdown.stop();
+    leading.set(0);
     tasks.close();
     let running = gate.close() > 0;
     if end == End::Stopped {

@@ -1,4 +1,4 @@
-//! The table that templates, JSONPaths and conditions are held against (`tests/it/templates.rs`) is what Go says today.
+//! The table that templates, `JSONPath`s and conditions are held against (`tests/it/templates.rs`) is what Go says today.
 
 use std::{fs, path::Path, process::Command};
 

@@ -45,13 +45,13 @@ impl Kill {
         if number % 25 == 12 {
             return Self::ApiServer;
         }
-        match rng.u8(0..12) {
-            0..=4 => Self::Leader,
-            5 => Self::Everybody,
-            6..=8 => Self::Pod,
-            9 => Self::Pods,
+        match rng.u8(0..13) {
+            0..=5 => Self::Leader,
+            6 => Self::Everybody,
+            7..=9 => Self::Pod,
             10 => Self::LeaseEdited,
-            _ => Self::LeaseDeleted,
+            11 => Self::LeaseDeleted,
+            _ => Self::Pods,
         }
     }
 
@@ -175,7 +175,7 @@ async fn fifty_kills_lose_nothing_and_run_nothing_unseen() {
     println!("REVEILLE_CHAOS_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     // A short Lease: there is much to be taken over. Few commands at once: they must last for all kills.
-    install(&["waiter.leaseSeconds=3", "waiter.maxConcurrentHooks=6"]);
+    install(&["replicaCount=3", "waiter.leaseSeconds=3", "waiter.maxConcurrentHooks=6"]);
     let pods: Vec<PodSpec> = (0..PODS).map(|number| t.pod(&format!("p{number}"))).collect();
     let backup = t.back_up_and_lose_pods(&pods).await;
     let hooks: Vec<(String, Value)> = (0..HOOKS).map(|index| hook(index, &mut rng)).collect();

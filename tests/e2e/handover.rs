@@ -170,3 +170,40 @@ async fn a_failed_hook_is_run_again_where_it_asks_for_that() {
     assert_eq!((t.ran("third"), t.ran("never")), (3, 2));
     assert_eq!(end.result.as_deref(), Some("Succeeded"));
 }
+
+#[tokio::test]
+async fn a_run_of_a_newer_version_waits_and_hides_no_others() {
+    let t = Scenario::new("newer").await;
+    let backup = t.back_up_and_lose_pods(&[t.pod("app"), t.pod("future")]).await;
+    let begun = t
+        .restore(&backup)
+        .hooks(rule_for("app", "spec", &[exec(&trace("post"))]))
+        .begin()
+        .await;
+    let pod = t.running("future").await;
+    let run = serde_json::json!({
+        "apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun", "metadata": {"name": "future"},
+        "spec": {
+            "pod": {"name": "future", "uid": pod.metadata.uid, "createdAt": pod.metadata.creation_timestamp},
+            "plan": {"version": 99, "plannedAt": "2026-01-01T00:00:00Z"},
+        },
+    });
+    t.create(&run).await;
+    eventually("an Event says that it waits for a newer version", async || {
+        let notes = t.events("future", "PlanNotUnderstood").await;
+        notes.iter().any(|note| note.contains("99")).then_some(())
+    })
+    .await;
+    begun.finish().await.assert_all_well(1);
+    assert_eq!(t.ran("post"), 1);
+    let left = kubectl(&[
+        "-n",
+        &t.namespace,
+        "get",
+        "hookrun",
+        "future",
+        "-o",
+        "jsonpath={.status}",
+    ]);
+    assert_eq!(left, "", "nothing is written to it");
+}

@@ -39,7 +39,7 @@ fn prints(expected: &str, code: i32, file: &str, arguments: &[&str]) {
 
 const DB: [&str; 4] = ["--subject", "statefulset/shop/db", "--objects", "subject-db.yaml"];
 
-fn with_db<'a>(action: &'a str) -> Vec<&'a str> {
+fn with_db(action: &str) -> Vec<&str> {
     [&["--action", action], &DB[..]].concat()
 }
 

@@ -82,13 +82,24 @@ fn commands_for_people_fail_in_words() {
         (&["rerun", "shop"], "is Reveille installed?"),
         (&["pause", "shop"], "is Reveille installed?"),
         (&["pause"], "there is no ConfigMap reveille/reveille-pause"),
-        (&["resume", "--reveille-namespace", "x"], "there is no ConfigMap x/reveille-pause"),
+        (
+            &["resume", "--reveille-namespace", "x"],
+            "there is no ConfigMap x/reveille-pause",
+        ),
         (&["pause", "-n", "velero"], "<RESTORE>"),
         (&["rerun"], "<RUN>"),
     ] {
-        let output = reveille().args(arguments).env("KUBECONFIG", &kubeconfig).output().unwrap();
+        let output = reveille()
+            .args(arguments)
+            .env("KUBECONFIG", &kubeconfig)
+            .output()
+            .unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{arguments:?}: {text}");
+        assert_eq!(
+            (output.status.code(), output.stdout.len()),
+            (Some(2), 0),
+            "{arguments:?}: {text}"
+        );
         assert!(text.contains(words), "{arguments:?}: {text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Our templates, JSONPaths and conditions against a table of what Go makes of them (`tests/templates/`; the differential test
+//! Our templates, `JSONPath`s and conditions against a table of what Go makes of them (`tests/templates/`; the differential test
 //! sees to it that the table is what Go says today).
 
 use std::collections::BTreeMap;

@@ -78,10 +78,7 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
         Target::Restore(restore) if restore.info.is_some() => "; pods that it creates later are cancelled too",
         _ => "",
     };
-    let message = format!(
-        "cancelled {request}; {}{later}",
-        what_happens(&runs)
-    );
+    let message = format!("cancelled {request}; {}{later}", what_happens(&runs));
     answer(true, message, Some(request)).print(args.say.output)
 }
 

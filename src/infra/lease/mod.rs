@@ -117,6 +117,11 @@ impl Standing {
         self.lock().renewed = Some(sent);
     }
 
+    fn blind(&self) {
+        let now = self.now();
+        self.lock().finishing.blind(now);
+    }
+
     fn lost(&self) {
         self.lock().renewed = None;
     }
@@ -408,6 +413,7 @@ impl<'a> Elector<'a> {
                 Err(error) => error,
             };
             if !is_conflict(&error) && !is_not_found(&error) {
+                self.standing.blind();
                 tracing::warn!(error = reason(&error), "the Lease could not be renewed yet");
                 return Ok(());
             }

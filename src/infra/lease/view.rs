@@ -158,6 +158,13 @@ impl Finishing {
         !before.iter().eq(self.signs.keys())
     }
 
+    /// The Lease could not be written up to now, by anybody: silence proves nothing.
+    pub(super) fn blind(&mut self, now: Duration) {
+        for (_, seen) in self.signs.values_mut() {
+            *seen = now;
+        }
+    }
+
     /// The living ones, each with how much longer its last sign of life is to be believed.
     pub(super) fn alive(&self, patience: Duration, now: Duration) -> BTreeMap<String, Duration> {
         let left = |seen: Duration| {
@@ -259,6 +266,7 @@ mod tests {
         assert!(!finishing.see(&signs("2"), at(10)));
         assert!(!finishing.see(&signs("2"), at(20)), "the same sign again is none");
         assert_eq!(finishing.alive(PATIENCE, at(20))["old"], at(5));
+        finishing.blind(at(10));
         assert_eq!(finishing.dead(PATIENCE, at(25)), ["old"]);
         assert!(finishing.alive(PATIENCE, at(25)).is_empty());
         assert!(finishing.see(&BTreeMap::new(), at(26)), "it is gone");

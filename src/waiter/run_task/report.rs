@@ -4,7 +4,10 @@ use kube::runtime::events::EventType;
 
 use super::RunTask;
 use crate::{
-    api::{HookRun, HookRunStatus, hook_run::PostStatus},
+    api::{
+        HookRun, HookRunStatus,
+        hook_run::{HookState, PostStatus},
+    },
     hooks::Severity,
     infra::kube::reason,
     waiter::{
@@ -54,6 +57,16 @@ impl<E: Exec> RunTask<'_, E> {
             events
                 .publish(&about, EventType::Normal, "HooksEnded", "PostHooks", &note)
                 .await;
+        }
+        for (index, (old, new)) in std::iter::zip(&before.post, &status.post).enumerate() {
+            if old.state == HookState::Started && new.next_attempt_at.is_some() {
+                let note = format!("post hook {} in container {}: {}", new.name, new.container, new.message);
+                let action = format!("PostHook{index}");
+                self.context
+                    .events
+                    .publish(&about, EventType::Warning, "HookRetried", &action, &note)
+                    .await;
+            }
         }
         for (old, new) in std::iter::zip(&before.init, &status.init).filter(|(old, new)| old.state != new.state) {
             let Some((type_, reason, note)) = events::for_init(old, new) else {
