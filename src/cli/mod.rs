@@ -1,5 +1,6 @@
 //! The command line.
 
+mod actions_status;
 pub mod blueprint;
 pub mod check;
 pub mod control;
@@ -16,11 +17,11 @@ mod status_table;
 mod target;
 pub mod unserved;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{infra::telemetry, waiter, webhook};
+use crate::{actions, infra::telemetry, waiter, webhook};
 
 /// Restore hooks for Kubernetes.
 #[derive(Parser, Debug)]
@@ -35,6 +36,7 @@ enum Command {
     /// Serve the admission webhook.
     Webhook(Box<webhook::WebhookArgs>),
     Waiter(Box<waiter::WaiterArgs>),
+    Actions(Box<actions::ActionsArgs>),
     Status(status::StatusArgs),
     Wait(status::WaitArgs),
     Logs(logs::LogsArgs),
@@ -47,8 +49,7 @@ enum Command {
     Check(check::CheckArgs),
     Release(release::ReleaseArgs),
     SelfTest(self_test::SelfTestArgs),
-    /// Prints the custom resource definitions as YAML.
-    Crd,
+    Crd(crd::CrdArgs),
 }
 
 /// Runs the command that was asked for.
@@ -62,6 +63,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             telemetry::init()?;
             waiter::run(*args).await?;
         }
+        Command::Actions(args) => {
+            telemetry::init()?;
+            actions::run(*args).await?;
+        }
         Command::Status(args) => return status::run(args).await,
         Command::Wait(args) => return status::wait(args).await,
         Command::Logs(args) => return logs::run(args).await,
@@ -74,7 +79,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return check::run(args).await,
         Command::Release(args) => return release::run(args).await,
         Command::SelfTest(args) => return self_test::run(args).await,
-        Command::Crd => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
+        Command::Crd(args) => crd::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

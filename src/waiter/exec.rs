@@ -271,7 +271,7 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, tail: &mut Tail, mut answe
 }
 
 /// What a failed attempt to attach says about the command.
-fn not_attached(error: &kube::Error) -> Outcome {
+pub(crate) fn not_attached(error: &kube::Error) -> Outcome {
     match error {
         // A gateway's timeout may come after the command has started; other refusals come before.
         kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code))
@@ -285,7 +285,7 @@ fn not_attached(error: &kube::Error) -> Outcome {
 }
 
 /// Reads the exit code out of the status frame that ends an exec stream.
-fn from_status(status: &Status) -> Outcome {
+pub(crate) fn from_status(status: &Status) -> Outcome {
     if status.status.as_deref() == Some("Success") {
         return Outcome::Exited(0);
     }
