@@ -68,7 +68,7 @@ pub struct Plan {
     /// Set when the waiter made the plan because the webhook had not seen the pod: the uid of the pod it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub late_for: Option<String>,
-    /// Velero has written this pod's status from the backup: states older than the pod are not its own.
+    /// Velero writes this pod's status from the backup, if nothing refuses that: states older than the pod are not its own.
     #[serde(default, skip_serializing_if = "is_false")]
     pub status_restored: bool,
     /// The commands to run, in this order within a container.

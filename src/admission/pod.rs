@@ -111,8 +111,8 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
     let velero_owned = restore.is_some_and(|restore| !restore.marked);
     let selected = select::select(pod, context.namespace, &effective, rules, velero_owned);
     let placement = containers::place(pod, &selected.init, &selected.silenced_init, &earlier.init_names());
-    let plan_would_be_undone =
-        !context.marks_protected && restore.is_some_and(|restore| restore.restores_status_of(&effective));
+    let status_is_restored = restore.is_some_and(|restore| restore.restores_status_of(&effective));
+    let plan_would_be_undone = status_is_restored && !context.marks_protected;
     if plan_would_be_undone && !selected.post.is_empty() {
         return status_restored(&reason, pod, (&on_pod, &effective), selected, placement);
     }
@@ -126,7 +126,8 @@ pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
         planned_at: context.now,
         resolved: true,
         late_for: None,
-        status_restored: false,
+        // The policy that protects plans refuses that status; should it be gone by then, the states in it are not believed.
+        status_restored: status_is_restored,
         post: selected.post,
         init: placement.planned,
         moved: if takes_over {

@@ -145,6 +145,8 @@ async fn a_restore_of_pods_with_their_status_runs_each_hook_once() {
     let t = Scenario::alone("pod-status").await;
     // Without the policy that protects plans they would be undone.
     install(&["policies.podMarks=Off"]);
+    // A webhook that was told of a policy plans on it.
+    old_pods_are_gone(&t.client).await;
     let backup = t.back_up_and_lose_pods(&pods(&t)).await;
     let restore = with_pod_status(&t, &backup).run().await;
 

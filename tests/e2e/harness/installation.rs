@@ -2,9 +2,10 @@
 
 use std::{env, fs, path::Path, time::SystemTime};
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
-    api::{DynamicObject, PostParams},
+    api::{DynamicObject, ListParams, PostParams},
 };
 use reveille::names::{MODE_ANNOTATION, OWNER_ANNOTATION};
 use serde_json::json;
@@ -165,6 +166,17 @@ fn scale(namespace: &str, what: &str, replicas: u32) {
             ]);
         }
     }
+}
+
+/// Waits until the pods of before an upgrade, which serve until they end, are gone.
+pub(crate) async fn old_pods_are_gone(client: &Client) {
+    let api: Api<Pod> = Api::namespaced(client.clone(), REVEILLE);
+    eventually("no pod of Reveille's is ending", async || {
+        let pods = api.list(&ListParams::default()).await.ok()?;
+        let ending = pods.items.iter().any(|pod| pod.metadata.deletion_timestamp.is_some());
+        (!ending).then_some(())
+    })
+    .await;
 }
 
 /// Waits until the API server reaches the webhook.
