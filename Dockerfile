@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # Reveille's image: one static binary and the licence, nothing else.
 #
-#   docker build --tag registry.example.com/reveille:0.1.0 .
+#   docker build --tag registry.example.com/reveille:0.2.0 .
 #
 # Needs BuildKit (cache mounts). Builds for the platform it runs on: x86_64 or aarch64.
 
@@ -25,7 +25,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 # The image for the test cluster holds the same two files, and is built without any container engine.
 FROM scratch
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Reveille" \
       org.opencontainers.image.description="Restore hooks for Kubernetes: mutating admission webhook and waiter" \

@@ -14,6 +14,9 @@ use crate::{
     plan::{self, Plan, PlanError},
 };
 
+/// In place of the version of a plan that can't be read: newer than any.
+const UNREADABLE: u32 = u32::MAX;
+
 /// The frozen plan of one pod of one restore. Only the waiter creates `HookRun`s.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
@@ -66,31 +69,42 @@ impl PodIdentity {
 }
 
 impl HookRun {
-    /// Reads one as the API server gives it. One that a newer Reveille has planned is read as far as it must be understood
-    /// here: whose it is, and how it stands.
-    pub fn read(object: DynamicObject) -> Result<Self, serde_json::Error> {
+    /// Reads one as the API server gives it. One that a newer Reveille has planned, or that is not whole, is read as far as it
+    /// must be understood here: whose it is, and how it stands. Without it a verdict would be another.
+    pub fn read(object: DynamicObject) -> Self {
         let metadata = object.metadata.clone();
-        let value = serde_json::to_value(object)?;
+        let value = serde_json::to_value(object).unwrap_or_default();
         let part = |path: &str| value.pointer(path).cloned().unwrap_or_default();
         let version = part("/spec/plan/version").as_u64().unwrap_or_default();
-        if version <= u64::from(plan::VERSION) {
-            return serde_json::from_value(value).map(Self::lean);
-        }
+        let (version, message) = if version > u64::from(plan::VERSION) {
+            let version = u32::try_from(version).unwrap_or(u32::MAX);
+            (version, PlanError::Newer(version).to_string())
+        } else {
+            match serde_json::from_value::<Self>(value.clone()) {
+                Ok(run) => return run.lean(),
+                Err(error) => (UNREADABLE, format!("this HookRun can't be read: {error}")),
+            }
+        };
         let plan = Plan {
-            version: u32::try_from(version).unwrap_or(u32::MAX),
+            version,
             restore: serde_json::from_value(part("/spec/plan/restore")).unwrap_or_default(),
             ..Plan::nothing()
         };
-        let pod = serde_json::from_value(part("/spec/pod"))?;
+        // The uid tells it from all others also where the pod is not known.
+        let pod = serde_json::from_value(part("/spec/pod")).unwrap_or_else(|_| PodIdentity {
+            name: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            created_at: Timestamp::UNIX_EPOCH,
+        });
         let phase = serde_json::from_value(part("/status/phase")).unwrap_or(RunPhase::Pending);
         let mut run = Self::new(metadata.name.as_deref().unwrap_or_default(), HookRunSpec { pod, plan });
         run.metadata = metadata;
         run.status = Some(HookRunStatus {
             phase,
-            message: PlanError::Newer(run.spec.plan.version).to_string(),
+            message,
             ..HookRunStatus::default()
         });
-        Ok(run.lean())
+        run.lean()
     }
 
     /// Without the API server's notes on who wrote which field: nobody here reads them, they are larger than all the rest, and
@@ -101,7 +115,7 @@ impl HookRun {
         self
     }
 
-    /// A newer Reveille has planned it: nothing is done with it here.
+    /// A newer Reveille has planned it, or it can't be read: nothing is done with it here.
     pub fn is_newer(&self) -> bool {
         self.spec.plan.version > plan::VERSION
     }
@@ -414,7 +428,7 @@ mod tests {
             });
             serde_json::from_value::<DynamicObject>(run).unwrap()
         };
-        let run = HookRun::read(object(99, "Running")).unwrap();
+        let run = HookRun::read(object(99, "Running"));
         assert!(run.is_newer());
         assert_eq!(
             (run.spec.pod.name.as_str(), run.spec.plan.restore.unwrap().uid),
@@ -423,14 +437,19 @@ mod tests {
         let status = run.status.unwrap();
         assert_eq!((status.phase, status.post.len()), (RunPhase::Running, 0));
         assert!(status.message.contains("99"), "{}", status.message);
-        let done = HookRun::read(object(99, "Succeeded")).unwrap();
+        let done = HookRun::read(object(99, "Succeeded"));
         assert_eq!(done.status.unwrap().phase, RunPhase::Succeeded);
         // A phase that is not known here is not final.
-        let odd = HookRun::read(object(99, "Dreaming")).unwrap();
+        let odd = HookRun::read(object(99, "Dreaming"));
         assert_eq!(odd.status.unwrap().phase, RunPhase::Pending);
-        assert!(
-            HookRun::read(object(1, "Running")).is_err(),
-            "of this version it must be whole"
-        );
+        // One of this version that is not whole counts, too, and is left alone.
+        let broken = HookRun::read(object(1, "Failed"));
+        assert!(broken.is_newer());
+        let status = broken.status.unwrap();
+        assert_eq!(status.phase, RunPhase::Failed);
+        assert!(status.message.contains("can't be read"), "{}", status.message);
+        let nobodys = serde_json::json!({"apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun", "metadata": {"name": "r", "uid": "own"}});
+        let nobodys = HookRun::read(serde_json::from_value(nobodys).unwrap());
+        assert_eq!((nobodys.is_newer(), nobodys.spec.pod.uid.as_str()), (true, "own"));
     }
 }

@@ -313,8 +313,7 @@ impl RestoreStatus {
         };
         let message = match &verdict {
             Verdict::Pending(message) | Verdict::Failed(message) => message.clone(),
-            Verdict::Succeeded if runs.is_empty() => "no hooks".to_owned(),
-            Verdict::Succeeded => String::new(),
+            Verdict::Succeeded => result::note(restore, &references),
         };
         Self {
             restore: reference,

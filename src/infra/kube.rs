@@ -58,17 +58,17 @@ pub fn install_crypto_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// All `HookRun`s that these parameters select. Those that a newer Reveille has planned are read as far as they are understood,
-/// and hide no others; one that can't be read at all is left out, with a line in the log.
+/// All `HookRun`s that these parameters select. Those that a newer Reveille has planned, or that are not whole, are read as far as
+/// they are understood, and hide no others.
 pub async fn hook_runs(client: &Client, parameters: &ListParams) -> Result<Vec<HookRun>, kube::Error> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<HookRun>(&()));
-    let read = |object: DynamicObject| {
-        let name = object.metadata.name.clone().unwrap_or_default();
-        HookRun::read(object)
-            .inspect_err(|error| tracing::warn!(run = name, %error, "a HookRun can't be read"))
-            .ok()
-    };
-    Ok(api.list(parameters).await?.items.into_iter().filter_map(read).collect())
+    Ok(api
+        .list(parameters)
+        .await?
+        .items
+        .into_iter()
+        .map(HookRun::read)
+        .collect())
 }
 
 /// Whether the API server said that the object, or its whole kind, does not exist.

@@ -265,6 +265,8 @@ pub struct Metrics {
     pub hooks_in_flight: Gauge,
     /// 1 while this process leads.
     pub leading: Gauge,
+    /// Waiter: lists that the leader has not got yet; before all are there it starts nothing.
+    pub lists_missing: Gauge,
     /// Time from a pod's creation to the start of a hook in it, in seconds.
     pub hook_wait: Histogram,
     /// Commands that were started.
@@ -332,6 +334,11 @@ impl Metrics {
             metrics.leading.clone(),
         );
         registry.register(
+            "lists_missing",
+            "Lists (of pods, HookRuns, Restores and the pause of everything) that the leader still waits for: until then it starts no hook",
+            metrics.lists_missing.clone(),
+        );
+        registry.register(
             "hook_wait_seconds",
             "Time from a pod's creation to the start of a post hook in it",
             metrics.hook_wait.clone(),
@@ -387,6 +394,7 @@ impl Metrics {
             hook_duration: Histogram::new([0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0]),
             hooks_in_flight: Gauge::default(),
             leading: Gauge::default(),
+            lists_missing: Gauge::default(),
             hook_wait: Histogram::new([0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0]),
             hook_attempts: Counter::default(),
             queue: Family::default(),

@@ -14,8 +14,12 @@ use kube::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{queue::Queue, watch::is_refused};
-use crate::{control::Request, infra::kube::watch_reason, names::PAUSE_ANNOTATION};
+use super::{queue::Queue, watch::Refusal};
+use crate::{
+    control::Request,
+    infra::{clock::Stopwatch, kube::watch_reason},
+    names::PAUSE_ANNOTATION,
+};
 
 /// Follows the `ConfigMap` until `end` fires. `listed` is called once it is known whether there is a pause, or that this
 /// process may not know it.
@@ -31,6 +35,7 @@ pub async fn run(
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
     let mut found = false;
+    let (mut refusal, stopwatch) = (Refusal::default(), Stopwatch::start());
     loop {
         let event = tokio::select! {
             () = end.cancelled() => return Ok(()),
@@ -63,7 +68,7 @@ pub async fn run(
                     "whether everything is paused can't be read; it is tried again"
                 );
                 // A right that is missing does not come by waiting: hooks run, for want of a brake.
-                if is_refused(&error) {
+                if refusal.is_final(&error, stopwatch.elapsed()) {
                     listed();
                 }
             }

@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::{
     attempt::Outcome,
     events::cut,
-    output::{OutputRules, Tail, escape},
+    output::{OutputRules, Tail},
+    redact::Redactor,
     result_file,
 };
 use crate::{duration::GoDuration, infra::kube::reason};
@@ -160,6 +161,11 @@ impl ApiExec {
 }
 
 impl ApiExec {
+    /// What takes secrets out of others' words.
+    pub fn redactor(&self) -> &Redactor {
+        &self.rules.redactor
+    }
+
     fn report(&self, outcome: Outcome, output: &Output) -> Report {
         Report {
             outcome,
@@ -182,12 +188,9 @@ impl ApiExec {
             Ok(Ok(_)) => Outcome::Exited(0),
             // The API server itself refused, or the container has ended since: that says nothing against the kubelet.
             Ok(Err(kube::Error::Api(status))) if status.code < 500 => Outcome::Exited(0),
-            Ok(Err(error)) => Outcome::Lost(cut(
-                &format!(
-                    "success was reported, but the node's kubelet does not answer: {}",
-                    reason(&error)
-                ),
-                REASON_LIMIT,
+            Ok(Err(error)) => Outcome::Lost(format!(
+                "success was reported, but the node's kubelet does not answer: {}",
+                reason(&error)
             )),
             Err(_) => Outcome::Lost("success was reported, but the node's kubelet does not answer".to_owned()),
         }
@@ -214,8 +217,8 @@ impl Exec for ApiExec {
         }
         let report = match outcome {
             // The kubelet and the runtime may quote the command.
-            Outcome::Refused(why) => return Report::silent(Outcome::Refused(self.rules.words(&why))),
-            Outcome::Lost(why) => self.report(Outcome::Lost(self.rules.words(&why)), &output),
+            Outcome::Refused(why) => return Report::silent(Outcome::Refused(said(&self.rules, &why))),
+            Outcome::Lost(why) => self.report(Outcome::Lost(said(&self.rules, &why)), &output),
             outcome => self.report(outcome, &output),
         };
         Report { answer, ..report }
@@ -284,6 +287,11 @@ pub(crate) fn not_attached(error: &kube::Error) -> Outcome {
     }
 }
 
+/// What is kept of others' words. Secrets go first: half of one would not be known.
+fn said(rules: &OutputRules, why: &str) -> String {
+    cut(&rules.words(why), REASON_LIMIT)
+}
+
 /// Reads the exit code out of the status frame that ends an exec stream.
 pub(crate) fn from_status(status: &Status) -> Outcome {
     if status.status.as_deref() == Some("Success") {
@@ -299,7 +307,7 @@ pub(crate) fn from_status(status: &Status) -> Outcome {
     }
     let message = status.message.as_deref().unwrap_or("no reason was given");
     // Each layer on the way puts the same words in front.
-    let message = cut(&escape(&message.replace("Internal error occurred: ", "")), REASON_LIMIT);
+    let message = message.replace("Internal error occurred: ", "");
     // The runtime says so when it could not start a command. Anything else may have come after the start.
     if NOT_STARTED.iter().any(|words| message.contains(words)) {
         Outcome::Refused(message)
@@ -312,6 +320,24 @@ pub(crate) fn from_status(status: &Status) -> Outcome {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn rules() -> OutputRules {
+        OutputRules {
+            tail: 0,
+            redactor: Redactor::built_in().clone(),
+        }
+    }
+
+    #[test]
+    fn no_half_of_a_secret_survives_the_cut() {
+        let why = format!(
+            "{} password=\"{} and\" more",
+            "x".repeat(REASON_LIMIT - 20),
+            "secret words ".repeat(10)
+        );
+        let kept = said(&rules(), &why);
+        assert!(!kept.contains("secret"), "{kept}");
+    }
 
     #[test]
     fn exit_codes_are_read_from_the_status_frame() {
@@ -351,6 +377,7 @@ mod tests {
             match from_status(&serde_json::from_value(frame).unwrap()) {
                 Outcome::Exited(0) => proptest::prop_assert!(word == "Success" || (reason == "ExitCode" && code.parse() == Ok(0))),
                 Outcome::Refused(why) | Outcome::Lost(why) => {
+                    let why = said(&rules(), &why);
                     proptest::prop_assert!(why.len() <= REASON_LIMIT + '…'.len_utf8());
                     proptest::prop_assert!(!why.chars().any(|c| c.is_control() && c != '\n' && c != '\t'));
                 }

@@ -230,6 +230,11 @@ impl Missed {
             .await;
     }
 
+    /// Says on the Restore that its result can't be known any more.
+    pub(super) async fn tell_forgotten(&self, restore: &RestoreInfo, note: &str) {
+        self.tell(restore, "ResultUnknown", "HooksEnded", note).await;
+    }
+
     /// Says on the Restore what has come of its hooks.
     pub(super) async fn tell_end(&self, restore: &RestoreInfo, verdict: &Verdict, runs: &[&HookRun]) {
         let (type_, reason, note) = events::for_restore(verdict, runs);

@@ -288,6 +288,7 @@ fn start(
     shutdown.spawn_background("policies", look);
     let context = Arc::new(Context {
         client: client.clone(),
+        redactor: exec.redactor().clone(),
         exec,
         queue,
         events,
@@ -302,7 +303,7 @@ fn start(
         report_after: args.report_waiting_after.to_signed(),
         synced: is_synced,
     });
-    let lists = Arc::new(Semaphore::new(0));
+    let lists = Arc::new(Lists::new(Arc::clone(&context.metrics)));
     spawn_watches(shutdown, &context, tasks, Arc::clone(&lists), move || {
         synced.send_replace(true);
     });
@@ -316,13 +317,44 @@ fn start(
 /// pod or a run that is missing in them means nothing before that, and a brake may be on that is not known yet.
 const LISTS: u32 = 4;
 
+/// Counts those that are complete.
+struct Lists {
+    complete: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+impl Lists {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.lists_missing.set(LISTS.into());
+        Self {
+            complete: Semaphore::new(0),
+            metrics,
+        }
+    }
+
+    async fn all(&self) {
+        let _ = self.complete.acquire_many(LISTS).await;
+    }
+
+    /// Counts one list as complete, the first time only: a watch that breaks lists again.
+    fn count_once(self: &Arc<Self>) -> impl Fn() + Send + Sync + 'static {
+        let (lists, done) = (Arc::clone(self), std::sync::Once::new());
+        move || {
+            done.call_once(|| {
+                lists.complete.add_permits(1);
+                lists.metrics.lists_missing.dec();
+            });
+        }
+    }
+}
+
 /// Follows planned pods and `HookRun`s, with a task for each unfinished run. `lists` counts the lists that are complete;
 /// `on_listed` is called once all are.
 fn spawn_watches(
     shutdown: &Shutdown,
     context: &Arc<Context<exec::ApiExec>>,
     tasks: &TaskTracker,
-    lists: Arc<Semaphore>,
+    lists: Arc<Lists>,
     on_listed: impl Fn() + Send + Sync + 'static,
 ) {
     let start = {
@@ -333,15 +365,16 @@ fn spawn_watches(
     };
     let (client, queue) = (context.client.clone(), Arc::clone(&context.queue));
     let (standing, ended) = (Arc::clone(&context.standing), shutdown.ended());
+    let redactor = context.redactor.clone();
     shutdown.spawn_background("watches", async move {
         let all = async {
-            let _ = lists.acquire_many(LISTS).await;
+            lists.all().await;
             on_listed();
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = watch::pods(client.clone(), &queue, count_once(&lists), start.clone()) => {}
-            () = watch::runs(client, &queue, count_once(&lists), start.clone()) => {}
+            () = watch::pods(client.clone(), &queue, &redactor, lists.count_once(), start.clone()) => {}
+            () = watch::runs(client, &queue, lists.count_once(), start.clone()) => {}
             () = all => {}
             () = wake_when_others_end(&standing, &queue) => {}
             () = ended.cancelled() => {}
@@ -355,7 +388,7 @@ fn spawn_restores(
     shutdown: &Shutdown,
     context: &Context<exec::ApiExec>,
     is_listed: tokio::sync::watch::Receiver<bool>,
-    lists: &Arc<Semaphore>,
+    lists: &Arc<Lists>,
     retention: retention::RetentionArgs,
 ) {
     let (client, queue, missed) = (&context.client, &context.queue, &context.missed);
@@ -363,8 +396,9 @@ fn spawn_restores(
         client.clone(),
         Arc::clone(queue),
         Arc::clone(missed),
+        retention.ttl.to_signed(),
         is_listed,
-        count_once(lists),
+        lists.count_once(),
         shutdown.stopping(),
     );
     shutdown.spawn_background("restores", restores);
@@ -380,16 +414,10 @@ fn spawn_restores(
 }
 
 /// Follows the pause of everything; `place`: namespace and name of its `ConfigMap`.
-fn spawn_brake(shutdown: &Shutdown, context: &Context<exec::ApiExec>, place: (String, String), lists: &Arc<Semaphore>) {
+fn spawn_brake(shutdown: &Shutdown, context: &Context<exec::ApiExec>, place: (String, String), lists: &Arc<Lists>) {
     let (client, queue) = (context.client.clone(), Arc::clone(&context.queue));
-    let brake = brake::run(client, place, queue, count_once(lists), shutdown.stopping());
+    let brake = brake::run(client, place, queue, lists.count_once(), shutdown.stopping());
     shutdown.spawn_background("brake", brake);
-}
-
-/// Counts one list as complete, the first time only: a watch that breaks lists again.
-fn count_once(lists: &Arc<Semaphore>) -> impl Fn() + Send + Sync + 'static {
-    let (lists, done) = (Arc::clone(lists), std::sync::Once::new());
-    move || done.call_once(|| lists.add_permits(1))
 }
 
 fn positive(text: &str) -> Result<GoDuration, String> {

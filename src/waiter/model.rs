@@ -12,6 +12,7 @@ use super::{
     attempt::{Outcome, record, withdraw},
     begin::first_status,
     pod_view::{ContainerView, PodView},
+    redact::Redactor,
     step::{DEFAULT_RUN_LIMIT, Situation, Step, next},
 };
 use crate::{
@@ -165,7 +166,7 @@ impl World {
         };
         let pod =
             json!({"metadata": {"namespace": "n", "name": "p", "uid": "u", "creationTimestamp": at(0).to_string()}});
-        let mut pod = PodView::read(&serde_json::from_value(pod).unwrap()).unwrap();
+        let mut pod = PodView::read(&serde_json::from_value(pod).unwrap(), Redactor::built_in()).unwrap();
         "Running".clone_into(&mut pod.phase);
         pod.containers = ["a", "b"].map(|name| (name.to_owned(), view(name))).into();
         self.pod = Some(pod);

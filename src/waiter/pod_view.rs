@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus};
 
-use super::{events::cut, output::escape};
+use super::{events::cut, output::escape, redact::Redactor};
 use crate::{
     api::hook_run::PodIdentity,
     names::{PLAN_ANNOTATION, QUEUE_LABEL, RUN_ANNOTATION},
@@ -85,8 +85,9 @@ pub struct Ended {
 }
 
 impl PodView {
-    /// Reads a pod; `None` if it lacks what every pod in a cluster has.
-    pub fn read(pod: &Pod) -> Option<Self> {
+    /// Reads a pod; `None` if it lacks what every pod in a cluster has. The redactor takes secrets out of what the kubelet and the
+    /// scheduler say.
+    pub fn read(pod: &Pod, redactor: &Redactor) -> Option<Self> {
         let metadata = &pod.metadata;
         let annotation = |key: &str| metadata.annotations.as_ref()?.get(key).cloned();
         let status = pod.status.as_ref();
@@ -96,12 +97,12 @@ impl PodView {
         let init_statuses = status.and_then(|status| status.init_container_statuses.as_ref());
         let statuses = status.and_then(|status| status.container_statuses.as_ref());
         let init_views = init_statuses.into_iter().flatten().map(|status| {
-            let mut view = ContainerView::read(status);
+            let mut view = ContainerView::read(status, redactor);
             view.init = true;
             (status.name.clone(), view)
         });
         let views = statuses.into_iter().flatten().map(|status| {
-            let mut view = ContainerView::read(status);
+            let mut view = ContainerView::read(status, redactor);
             view.over = spec.is_some_and(|spec| stays_ended(status, spec));
             (status.name.clone(), view)
         });
@@ -120,8 +121,8 @@ impl PodView {
                 .as_ref()
                 .is_some_and(|labels| labels.contains_key(QUEUE_LABEL)),
             phase: status.and_then(|status| status.phase.clone()).unwrap_or_default(),
-            reason: status.and_then(|status| words(status.reason.as_deref()?, status.message.as_deref())),
-            unscheduled: status.and_then(unscheduled),
+            reason: status.and_then(|status| words(status.reason.as_deref()?, status.message.as_deref(), redactor)),
+            unscheduled: status.and_then(|status| unscheduled(status, redactor)),
             ending: status.is_some_and(is_ending),
             terminating: metadata.deletion_timestamp.is_some(),
             declared: init.chain(ordinary).map(|container| container.name.clone()).collect(),
@@ -155,7 +156,7 @@ impl PodView {
 }
 
 impl ContainerView {
-    fn read(status: &ContainerStatus) -> Self {
+    fn read(status: &ContainerStatus, redactor: &Redactor) -> Self {
         let state = status.state.as_ref();
         let running = state.and_then(|state| state.running.as_ref());
         let waiting = state.and_then(|state| state.waiting.as_ref());
@@ -177,7 +178,7 @@ impl ContainerView {
             waiting: waiting.and_then(|waiting| waiting.reason.clone()),
             waiting_message: waiting
                 .and_then(|waiting| waiting.message.as_deref())
-                .map(|message| cut(&escape(message), WORDS_LIMIT)),
+                .map(|message| kept(message, redactor)),
             init: false,
             over: false,
         }
@@ -212,19 +213,60 @@ fn is_ending(status: &PodStatus) -> bool {
 }
 
 /// What the scheduler says of a pod that it can't place.
-fn unscheduled(status: &PodStatus) -> Option<String> {
+fn unscheduled(status: &PodStatus, redactor: &Redactor) -> Option<String> {
     let conditions = status.conditions.as_ref()?;
     let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
     (scheduled.status == "False")
-        .then(|| words(scheduled.reason.as_deref()?, scheduled.message.as_deref()))
+        .then(|| words(scheduled.reason.as_deref()?, scheduled.message.as_deref(), redactor))
         .flatten()
 }
 
 /// A reason with its message; nothing without a reason.
-fn words(reason: &str, message: Option<&str>) -> Option<String> {
+fn words(reason: &str, message: Option<&str>, redactor: &Redactor) -> Option<String> {
     let text = match message {
         Some(message) if !message.is_empty() => format!("{reason}: {message}"),
         _ => reason.to_owned(),
     };
-    (!reason.is_empty()).then(|| cut(&escape(&text), WORDS_LIMIT))
+    (!reason.is_empty()).then(|| kept(&text, redactor))
+}
+
+/// What is kept of others' words: no secret, nor half of one.
+fn kept(text: &str, redactor: &Redactor) -> String {
+    cut(&escape(&redactor.clean(text)), WORDS_LIMIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_words_hold_no_secret_nor_half_of_one() {
+        let long = format!(
+            "{} password=\"{}",
+            "x".repeat(WORDS_LIMIT - 30),
+            "secret words ".repeat(10)
+        );
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {
+                "reason": "Evicted", "message": "token=abc.def was in its way",
+                "conditions": [{"type": "PodScheduled", "status": "False", "reason": "No", "message": "secret: abc.def"}],
+                "containerStatuses": [{
+                    "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": {"waiting": {"reason": "CreateContainerError", "message": format!("{long}\"")}},
+                }],
+            },
+        }))
+        .unwrap();
+        let pod = PodView::read(&pod, Redactor::built_in()).unwrap();
+        let words = [pod.reason, pod.unscheduled, pod.containers["c"].waiting_message.clone()].map(Option::unwrap);
+        for text in &words {
+            assert!(!text.contains("abc") && !text.contains("secret words"), "{text}");
+        }
+        assert!(
+            words[0].contains("Evicted: ") && words[0].contains("was in its way"),
+            "{}",
+            words[0]
+        );
+    }
 }

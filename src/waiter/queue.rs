@@ -225,12 +225,16 @@ impl Queue {
 
     /// A Restore was deleted.
     pub fn restore_gone(&self, uid: &str) {
-        self.lock().controls.remove(uid);
+        let mut state = self.lock();
+        state.controls.remove(uid);
+        state.failed.remove(uid);
     }
 
     /// Forgets the Restores that a fresh list does not name.
     pub fn only_restores(&self, listed: &HashSet<String>) {
-        self.lock().controls.retain(|uid, _| listed.contains(uid));
+        let mut state = self.lock();
+        state.controls.retain(|uid, _| listed.contains(uid));
+        state.failed.retain(|uid, _| listed.contains(uid));
     }
 
     /// Takes over whether everything is paused, and wakes all runs when that has changed.
@@ -325,15 +329,19 @@ impl State {
             .status
             .as_ref()
             .and_then(|status| cancelling_failure(&run.spec, status));
+        let Some(reason) = failure else {
+            // It may have been run again, with success.
+            if let Some(known) = self.failed.get_mut(&restore.uid) {
+                known.retain(|(run, _)| run != key);
+            }
+            return;
+        };
         let known = self.failed.entry(restore.uid.clone()).or_default();
         let is_first = known.is_empty();
-        match failure {
-            Some(reason) if !known.iter().any(|(run, _)| run == key) => known.push((key.clone(), reason)),
-            Some(_) => {}
-            // It may have been run again, with success.
-            None => known.retain(|(run, _)| run != key),
+        if !known.iter().any(|(run, _)| run == key) {
+            known.push((key.clone(), reason));
         }
-        if is_first && !known.is_empty() {
+        if is_first {
             self.wake(|run| run.spec.plan.restore.as_ref().is_some_and(|of| of.uid == restore.uid));
         }
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::StreamExt;
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
@@ -26,15 +27,16 @@ use super::{
     missed::Missed,
     pod_view::PodView,
     queue::{Queue, RunKey},
+    redact::Redactor,
     settlement::{self, Settlement},
-    watch::is_refused,
+    watch::{Refusal, is_absent},
 };
 use crate::{
     api::HookRun,
     hooks::restored::{RestoreInfo, label_value},
     infra::{
-        clock,
-        kube::{is_conflict, is_not_found},
+        clock::{self, Stopwatch},
+        kube::{is_conflict, is_not_found, watch_reason},
         pod_edit::parameters,
     },
     names::{QUEUE_LABEL, VELERO_RESTORE_LABEL},
@@ -51,12 +53,13 @@ pub fn resource() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("velero.io", "v1", "Restore"))
 }
 
-/// Follows all Restores until `end` fires. `listed_runs` tells that all runs are known; `listed_here` is called once all
+/// Follows all Restores until `end` fires. `ttl`: how long finished runs are kept. `listed_runs` tells that all runs are known; `listed_here` is called once all
 /// Restores are, or it is known that there are none.
 pub async fn run(
     client: Client,
     queue: Arc<Queue>,
     missed: Arc<Missed>,
+    ttl: SignedDuration,
     listed_runs: watch::Receiver<bool>,
     listed_here: impl Fn(),
     end: CancellationToken,
@@ -70,11 +73,14 @@ pub async fn run(
         followers: HashMap::new(),
         changed: HashSet::new(),
         repairs: HashMap::new(),
+        forgotten: HashSet::new(),
+        ttl,
         tasks: TaskTracker::new(),
     };
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut listed = HashSet::new();
+    let (mut refusal, stopwatch) = (Refusal::default(), Stopwatch::start());
     loop {
         tokio::select! {
             () = end.cancelled() => return Ok(()),
@@ -96,8 +102,13 @@ pub async fn run(
                 }
                 // Without Velero on the cluster there is nothing to watch; the watcher asks again with growing pauses.
                 Some(Err(error)) => {
-                    tracing::debug!(%error, "the watch of Velero's Restores failed");
-                    if is_refused(&error) {
+                    if is_absent(&error) {
+                        tracing::debug!("there are no Restores of Velero's in this cluster");
+                    } else {
+                        let error = watch_reason(&error);
+                        tracing::warn!(error, "Velero's Restores can't be watched; it is tried again");
+                    }
+                    if refusal.is_final(&error, stopwatch.elapsed()) {
                         listed_here();
                     }
                 }
@@ -109,6 +120,11 @@ pub async fn run(
     }
 }
 
+/// What is said of a Restore whose runs may have been deleted before a result was written on it.
+const FORGOTTEN: &str = "Velero finished this Restore before the time that HookRuns are kept, none of it is left, and no result was \
+    ever written on it: perhaps it is a copy that was saved before that. Whether its hooks succeeded is not known, so \
+    reveille.dev/hooks-result stays Pending";
+
 struct Keeper {
     queue: Arc<Queue>,
     missed: Arc<Missed>,
@@ -119,6 +135,10 @@ struct Keeper {
     changed: HashSet<String>,
     /// How often this process has put back what was overwritten.
     repairs: HashMap<String, u32>,
+    /// Restores (by uid) of which it was said that their result can't be known.
+    forgotten: HashSet<String>,
+    /// How long finished runs are kept.
+    ttl: SignedDuration,
     tasks: TaskTracker,
 }
 
@@ -152,12 +172,25 @@ impl Keeper {
         });
     }
 
+    /// Nobody knows what became of its hooks any more; said once.
+    async fn is_forgotten(&mut self, restore: &RestoreInfo) -> bool {
+        let runs = self.queue.runs_of(&restore.uid);
+        let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
+        let forgotten = result::may_be_forgotten(restore, &runs, self.ttl, clock::now());
+        if forgotten && self.forgotten.insert(restore.uid.clone()) {
+            tracing::warn!(restore = restore.name, "{FORGOTTEN}");
+            self.missed.tell_forgotten(restore, FORGOTTEN).await;
+        }
+        forgotten
+    }
+
     /// Writes the results that are ready, and puts back what was overwritten.
     async fn settle_all(&mut self) {
         let all = self.missed.restores.all();
         let alive: HashSet<&str> = all.iter().map(|restore| restore.uid.as_str()).collect();
         self.followers.retain(|uid, _| alive.contains(uid.as_str()));
         self.repairs.retain(|uid, _| alive.contains(uid.as_str()));
+        self.forgotten.retain(|uid| alive.contains(uid.as_str()));
         self.changed.extend(self.queue.take_rerun_restores());
         self.changed.retain(|uid| alive.contains(uid.as_str()));
         for restore in all.iter().filter(|restore| restore.marked && restore.finished()) {
@@ -166,7 +199,7 @@ impl Keeper {
                 .get(&restore.uid)
                 .is_none_or(CancellationToken::is_cancelled);
             let worth_a_look = restore.result_is_open() || self.changed.contains(&restore.uid);
-            if !looked_through || !worth_a_look {
+            if !looked_through || !worth_a_look || self.is_forgotten(restore).await {
                 continue;
             }
             let repairs = self.repairs.get(&restore.uid).copied().unwrap_or_default();
@@ -256,7 +289,11 @@ pub async fn planned_pods(client: &Client, restore: &RestoreInfo) -> Result<Vec<
     let pods = Api::<Pod>::all(client.clone())
         .list(&ListParams::default().labels(&selector))
         .await?;
-    Ok(pods.items.iter().filter_map(PodView::read).collect())
+    Ok(pods
+        .items
+        .iter()
+        .filter_map(|pod| PodView::read(pod, Redactor::built_in()))
+        .collect())
 }
 
 /// All Restores of the cluster, each as the API server has it and as it is read; none where Velero is not installed.

@@ -1,6 +1,6 @@
 //! Finished runs go after a time to live; and, on the same round, the gauges are brought up to date.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::HashSet, convert::Infallible, sync::Arc, time::Duration};
 
 use clap::Args;
 use jiff::Timestamp;
@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct RetentionArgs {
     /// How long finished HookRuns are kept, from their end (a Go duration such as 168h). 0 keeps them for ever.
     #[arg(long, default_value = "168h", value_parser = not_negative)]
-    ttl: GoDuration,
+    pub(super) ttl: GoDuration,
 }
 
 fn not_negative(text: &str) -> Result<GoDuration, String> {
@@ -84,11 +84,7 @@ pub(super) async fn run(
         if now < next_sweep {
             continue;
         }
-        if let Err(error) = sweeper.sweep(now).await {
-            tracing::warn!(
-                error = reason(&error),
-                "finished HookRuns could not be deleted; it is tried again"
-            );
+        if !sweeper.sweep(now).await {
             next_sweep = now.saturating_add(PAUSE).unwrap_or(now);
         }
     }
@@ -102,17 +98,46 @@ struct Sweeper {
 }
 
 impl Sweeper {
-    async fn sweep(&self, now: Timestamp) -> Result<(), kube::Error> {
-        let is_due = |run: &HookRun| due(run, self.ttl).is_some_and(|due| due <= now) && !self.is_held(run);
-        for run in self.queue.runs_that(is_due).into_iter().take(AT_ONCE) {
-            if let Some(restore) = &run.spec.plan.restore
-                && self.is_open(restore).await?
-            {
-                continue;
-            }
-            self.delete(&run).await?;
+    /// Deletes runs whose time is over; says whether all of them could be deleted.
+    async fn sweep(&self, now: Timestamp) -> bool {
+        let is_due = |run: &HookRun| due(run, self.ttl).is_some_and(|due| due <= now);
+        let all_due = self.queue.runs_that(is_due);
+        if all_due.is_empty() {
+            return true;
         }
-        Ok(())
+        // A rerun is judged with all runs of its restore, so they go together.
+        let kept: HashSet<String> = self
+            .queue
+            .runs_that(|run| !is_due(run))
+            .iter()
+            .filter_map(|run| Some(run.spec.plan.restore.as_ref()?.uid.clone()))
+            .collect();
+        let may_go = |run: &HookRun| {
+            let restore = run.spec.plan.restore.as_ref();
+            restore.is_none_or(|restore| !kept.contains(&restore.uid)) && !self.is_held(run)
+        };
+        let mut all_gone = true;
+        for run in all_due.iter().filter(|run| may_go(run)).take(AT_ONCE) {
+            if let Err(error) = self.delete_if_settled(run).await {
+                all_gone = false;
+                tracing::warn!(
+                    namespace = run.namespace(),
+                    run = run.name_any(),
+                    error = reason(&error),
+                    "a finished HookRun could not be deleted; it is tried again"
+                );
+            }
+        }
+        all_gone
+    }
+
+    async fn delete_if_settled(&self, run: &HookRun) -> Result<(), kube::Error> {
+        if let Some(restore) = &run.spec.plan.restore
+            && self.is_open(restore).await?
+        {
+            return Ok(());
+        }
+        self.delete(run).await
     }
 
     /// The result of its restore is not written yet, as far as the watch has told.

@@ -24,6 +24,7 @@ use super::{
     missed::{Missed, Resolved},
     pod_view::PodView,
     queue::{Queue, RunKey},
+    redact::Redactor,
     setback::Setbacks,
     stale,
     step::{self, Situation, Step},
@@ -58,6 +59,8 @@ pub struct Context<E> {
     pub metrics: Arc<Metrics>,
     /// Plans what admission missed.
     pub missed: Arc<Missed>,
+    /// Takes secrets out of what the kubelet says.
+    pub redactor: Redactor,
     /// Which admission policies are there.
     pub policies: Arc<Policies>,
     /// This process' name in claims.
@@ -360,7 +363,7 @@ impl<E: Exec> RunTask<'_, E> {
         let pod = self.pods().get_opt(name).await?;
         Ok(pod
             .as_ref()
-            .and_then(PodView::read)
+            .and_then(|pod| PodView::read(pod, &self.context.redactor))
             .filter(|pod| pod.identity.uid == uid))
     }
 
@@ -371,7 +374,7 @@ impl<E: Exec> RunTask<'_, E> {
         let Some(object) = api.get_opt(&self.key.name).await? else {
             return Ok(None);
         };
-        HookRun::read(object).map(Some).map_err(kube::Error::SerdeError)
+        Ok(Some(HookRun::read(object)))
     }
 
     fn pods(&self) -> Api<Pod> {

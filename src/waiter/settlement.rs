@@ -30,7 +30,7 @@ pub fn settle(restore: &RestoreInfo, verdict: &Verdict, runs: &[&HookRun]) -> Se
     if !restore.marked || !restore.finished() || restore.deleting || restore.phase == "Deleting" {
         return Settlement::Leave;
     }
-    let written = Written::of(restore).or_else(|| from_before_records(restore));
+    let written = Written::standing(restore);
     let judged_before = written.as_ref().and_then(|written| written.rerun);
     let newest_rerun = result::newest_rerun(runs);
     let is_judged = written.is_some() && newest_rerun <= judged_before;
@@ -43,7 +43,11 @@ pub fn settle(restore: &RestoreInfo, verdict: &Verdict, runs: &[&HookRun]) -> Se
         // Nobody promised anything.
         (_, None) if !restore.result_is_open() => Settlement::Leave,
         (Verdict::Succeeded | Verdict::Failed(_), _) => {
-            let own = result::counts(runs);
+            // Of runs that are gone the record knows more than what is left.
+            let own = match &written {
+                Some(written) if written.gone(runs) > 0 => written.own,
+                _ => result::counts(runs),
+            };
             let fails = matches!(verdict, Verdict::Failed(_));
             // What a failure has made of the phase stays, also if a rerun succeeds: the restore did not go well at first.
             let made_bad = written.as_ref().is_some_and(|written| written.partially_failed);
@@ -57,19 +61,6 @@ pub fn settle(restore: &RestoreInfo, verdict: &Verdict, runs: &[&HookRun]) -> Se
             Settlement::Write(patch(&new, restore))
         }
     }
-}
-
-/// A result without a record: what stands there is taken for ours.
-fn from_before_records(restore: &RestoreInfo) -> Option<Written> {
-    let result = restore.result.clone().filter(|_| !restore.result_is_open())?;
-    let there = restore.hook_counts;
-    Some(Written {
-        result,
-        own: there,
-        total: there,
-        partially_failed: false,
-        rerun: None,
-    })
 }
 
 /// What of the record does not stand on the Restore any more is written again.

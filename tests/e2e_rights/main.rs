@@ -11,10 +11,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
 };
 
-use cluster::{REVEILLE, cluster_name, cluster_script, must_run};
+use cluster::{REVEILLE, RIGHTS_BROKEN, audit_files, must_run};
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
@@ -25,6 +24,15 @@ const UNUSED: &[(&str, &str, &str, &str, &str)] = &[(
     "pods/exec",
     "create",
     "from Kubernetes 1.35 on, an exec over a WebSocket needs it; the test cluster is older",
+)];
+
+/// What an API server makes first of all on an empty cluster.
+const BIRTH: &str = "\"resource\":\"clusterroles\",\"name\":\"cluster-admin\"";
+
+/// What the API server may refuse in spite of a right, by its words, and why that is well.
+const EXPECTED: &[(&str, &str)] = &[(
+    "because it is being terminated",
+    "nothing can be created in a namespace that goes: tests delete theirs at any moment",
 )];
 
 /// One right: all that a role's rule allows, taken apart.
@@ -127,14 +135,21 @@ struct Call {
     #[serde(rename = "requestURI")]
     uri: String,
     user: User,
-    #[serde(default)]
-    user_agent: String,
     #[serde(rename = "stageTimestamp")]
     at: Timestamp,
     #[serde(default)]
     object_ref: Option<ObjectRef>,
     #[serde(default)]
+    response_status: ResponseStatus,
+    #[serde(default)]
     annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ResponseStatus {
+    code: u16,
+    message: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -158,10 +173,28 @@ impl Call {
             .is_some_and(|decision| decision == "allow")
     }
 
+    /// Refused for want of a right.
     fn is_refused(&self) -> bool {
         self.annotations
             .get("authorization.k8s.io/decision")
             .is_some_and(|decision| decision == "forbid")
+    }
+
+    /// Refused in spite of the right to it: by an admission policy.
+    fn is_against_a_policy(&self) -> bool {
+        let expected = || {
+            EXPECTED
+                .iter()
+                .any(|(words, _reason)| self.response_status.message.contains(words))
+        };
+        self.is_allowed() && self.response_status.code == 403 && !expected()
+    }
+
+    /// Who did what, without the object.
+    fn what(&self, account: &str) -> String {
+        let object = self.object_ref.as_ref();
+        let resource = object.map(|object| format!("{}.{}/{}", object.resource, object.api_group, object.subresource));
+        format!("{account} {} {}", self.verb, resource.unwrap_or_default())
     }
 
     fn uses(&self, right: &Right) -> bool {
@@ -175,33 +208,37 @@ impl Call {
     }
 }
 
-/// Whether the chart's roles and bindings are all there: while the chart is being uninstalled they go before its pods, and a test
-/// takes a right away to see that it is missed.
+/// Whether the chart's roles and bindings are those that the chart gives.
 #[derive(Default)]
 struct Roles {
+    /// Cluster-wide ones that are gone: while the chart is being uninstalled they go before its pods.
+    gone: BTreeSet<String>,
+    /// A test has announced that it breaks them, or that another version's pods run with them.
     broken: bool,
     changed: Option<Timestamp>,
 }
 
 impl Roles {
-    /// A call about roles or bindings.
-    fn changed(&mut self, call: &Call) {
-        // Those of `helm test` come and go with it.
-        let ours = call
-            .object_ref
-            .as_ref()
-            .is_some_and(|object| object.name.starts_with("reveille") && !object.name.ends_with("-test"));
-        if !ours {
-            return;
-        }
-        let by_helm = call.user_agent.starts_with("Helm");
-        match call.verb.as_str() {
-            "create" => self.broken = false,
-            "patch" | "update" => self.broken = !by_helm,
-            "delete" => self.broken = true,
-            _ => return,
+    /// Takes in a call; says whether it has changed them.
+    fn take(&mut self, call: &Call) -> bool {
+        let Some(object) = &call.object_ref else { return false };
+        match (object.resource.as_str(), call.verb.as_str()) {
+            ("configmaps", "create") if object.name == RIGHTS_BROKEN => self.broken = true,
+            ("configmaps", "delete") if object.name == RIGHTS_BROKEN => self.broken = false,
+            ("clusterroles" | "clusterrolebindings" | "roles" | "rolebindings", verb) if is_ours(object) => {
+                let key = format!("{}/{}", object.resource, object.name);
+                match verb {
+                    // In another mode of the chart a namespace's role may be missing for good.
+                    "delete" if object.resource.starts_with("cluster") => drop(self.gone.insert(key)),
+                    "delete" | "patch" | "update" => {}
+                    "create" => drop(self.gone.remove(&key)),
+                    _ => return false,
+                }
+            }
+            _ => return false,
         }
         self.changed = Some(call.at);
+        true
     }
 
     /// A right counts a moment after its role is written.
@@ -209,37 +246,67 @@ impl Roles {
         let settled = self
             .changed
             .is_none_or(|changed| call.at.duration_since(changed) > SignedDuration::from_secs(5));
-        !self.broken && settled
+        !self.broken && self.gone.is_empty() && settled
     }
 }
 
-/// The audit log, oldest first: the API server sets full files aside.
-fn audit_files() -> Vec<PathBuf> {
-    let current = PathBuf::from(cluster_script(&["logs", &cluster_name(), "audit"]).trim());
-    let stem = format!("{}-", current.file_stem().unwrap().to_string_lossy());
-    let mut files: Vec<PathBuf> = fs::read_dir(current.parent().unwrap_or(Path::new("/")))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(&stem))
-        .collect();
-    // Their names hold the time.
-    files.sort();
-    files.push(current);
-    files
+/// Those of `helm test` come and go with it; those for people are nobody's here.
+fn is_ours(object: &ObjectRef) -> bool {
+    object.name.starts_with("reveille") && !object.name.ends_with("-test")
+}
+
+/// The calls that were refused, and were no accident of the moment.
+#[derive(Default)]
+struct Refusals {
+    /// Refused for good.
+    found: BTreeSet<String>,
+    /// Refused, though the chart's roles give the right: for a moment after its start an API server knows no roles yet. By account,
+    /// verb and resource; a later success forgives them.
+    doubtful: BTreeMap<String, String>,
+}
+
+impl Refusals {
+    fn refused(&mut self, account: &str, call: &Call, is_given: bool) {
+        let text = format!(
+            "{account}: {} {} ({})",
+            call.verb, call.uri, call.response_status.message
+        );
+        if is_given {
+            self.doubtful.insert(call.what(account), text);
+        } else {
+            self.found.insert(text);
+        }
+    }
+
+    fn allowed(&mut self, account: &str, call: &Call) {
+        if !self.doubtful.is_empty() {
+            self.doubtful.remove(&call.what(account));
+        }
+    }
+
+    /// No success can come any more that would forgive something.
+    fn settle(&mut self) {
+        self.found.extend(std::mem::take(&mut self.doubtful).into_values());
+    }
 }
 
 #[test]
 fn no_right_is_unused_and_no_call_is_refused() {
-    let mut unused = rights();
+    let given = rights();
+    let mut unused = given.clone();
     assert!(!unused.is_empty());
     let prefix = format!("system:serviceaccount:{REVEILLE}:");
-    let mut refused = BTreeSet::new();
+    let mut refusals = Refusals::default();
     let mut roles = Roles::default();
+    let mut is_whole = false;
     for path in audit_files() {
         for line in BufReader::new(fs::File::open(&path).unwrap()).lines() {
             let line = line.unwrap();
-            if line.contains("\"apiGroup\":\"rbac.authorization.k8s.io\"") {
-                roles.changed(&serde_json::from_str(&line).unwrap());
+            is_whole |= line.contains(BIRTH) && line.contains("\"verb\":\"create\"");
+            if (line.contains("\"apiGroup\":\"rbac.authorization.k8s.io\"") || line.contains(RIGHTS_BROKEN))
+                && roles.take(&serde_json::from_str(&line).unwrap())
+            {
+                refusals.settle();
             }
             if !line.contains(&prefix) {
                 continue;
@@ -248,13 +315,26 @@ fn no_right_is_unused_and_no_call_is_refused() {
             let Some(account) = call.user.username.strip_prefix(&prefix) else {
                 continue;
             };
+            let of_account = |right: &Right| right.account == account && call.uses(right);
             if call.is_allowed() {
-                unused.retain(|right| right.account != account || !call.uses(right));
+                unused.retain(|right| !of_account(right));
+                refusals.allowed(account, &call);
+            }
+            // One that the chart gives by no rule is missing, whatever has become of the roles meanwhile.
+            let is_given = given.iter().any(of_account);
+            if call.is_against_a_policy() || (call.is_refused() && !is_given && !roles.broken) {
+                refusals.refused(account, &call, false);
             } else if call.is_refused() && roles.are_whole(&call) {
-                refused.insert(format!("{account}: {} {}", call.verb, call.uri));
+                refusals.refused(account, &call, true);
             }
         }
     }
+    assert!(
+        is_whole,
+        "the oldest part of the audit log is gone: nothing can be told from the rest"
+    );
+    refusals.settle();
+    let refused = refusals.found;
     for (account, group, resource, verb, _reason) in UNUSED {
         unused.retain(|right| {
             (

@@ -17,7 +17,7 @@ use crate::{
     control::RerunRequest,
     infra::kube::clients,
     names::RERUN_ANNOTATION,
-    waiter::{control::hooks_to_rerun, pod_view::PodView},
+    waiter::{control::hooks_to_rerun, pod_view::PodView, redact::Redactor},
 };
 
 /// Runs again what did not succeed in a run that has ended.
@@ -102,7 +102,7 @@ async fn check_rerun(client: &Client, run: &HookRun, hook: Option<&str>) -> anyh
         .get_opt(&run.spec.pod.name)
         .await
         .context("its pod can't be looked at")?;
-    let pod = pod.as_ref().and_then(PodView::read);
+    let pod = pod.as_ref().and_then(|pod| PodView::read(pod, Redactor::built_in()));
     let pod = pod.filter(|pod| pod.identity.uid == run.spec.pod.uid);
     let indexes = hooks_to_rerun(&run.spec, status, hook, pod.as_ref()).map_err(anyhow::Error::msg)?;
     let posts: Vec<_> = indexes.iter().filter_map(|index| status.post.get(*index)).collect();

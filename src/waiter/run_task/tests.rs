@@ -189,6 +189,7 @@ impl Setup {
             standing,
             run_limit: step::DEFAULT_RUN_LIMIT,
             report_after: SignedDuration::from_secs(30),
+            redactor: Redactor::built_in().clone(),
             synced: is_synced,
         };
         let run: HookRun = serde_json::from_value(server.run.lock().unwrap().clone()).unwrap();
@@ -286,7 +287,7 @@ async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
     let setup = Setup::new(&[]);
     let before = setup.server.pod.lock().unwrap().clone();
     // The watch still shows the container as it was.
-    let view = PodView::read(&serde_json::from_value(before.clone()).unwrap()).unwrap();
+    let view = PodView::read(&serde_json::from_value(before.clone()).unwrap(), Redactor::built_in()).unwrap();
     let mut task = RunTask {
         run: setup.context.queue.run(&setup.key).map(|run| HookRun::clone(&run)),
         marked: true,

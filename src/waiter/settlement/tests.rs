@@ -178,6 +178,18 @@ fn a_rerun_opens_the_result_again_and_the_phase_stays() {
 }
 
 #[test]
+fn a_rerun_of_what_is_left_makes_no_failure_good() {
+    let mut server = Server::new("Completed");
+    let well = |rerun| run(RunPhase::Succeeded, HookState::Succeeded, rerun);
+    assert_eq!(server.settle(&[failed(), well(None)]), "write");
+    assert_eq!(server.stands(), stands("Failed", "PartiallyFailed", (2, 1)));
+    // The one that failed is gone.
+    assert_eq!(server.settle(&[well(Some(7))]), "write");
+    assert_eq!(server.stands(), stands("Failed", "PartiallyFailed", (2, 1)));
+    assert_eq!(server.settle(&[well(Some(7))]), "leave");
+}
+
+#[test]
 fn nothing_is_written_on_what_nobody_promised_or_what_goes_away() {
     let mut unmarked = Server::new("Completed");
     unmarked.patched(json!({"metadata": {"annotations": null}}));

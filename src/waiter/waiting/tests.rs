@@ -6,6 +6,7 @@ use crate::{
     control::Controls,
     waiter::{
         begin::first_status,
+        redact::Redactor,
         step::{DEFAULT_RUN_LIMIT, Step, next},
     },
 };
@@ -48,7 +49,7 @@ fn pod(policy: &str, status: Value) -> PodView {
         "status": status,
     }))
     .unwrap();
-    PodView::read(&pod).unwrap()
+    PodView::read(&pod, Redactor::built_in()).unwrap()
 }
 
 fn container(name: &str, state: Value) -> Value {

@@ -294,6 +294,7 @@ start_apiserver() {
   # --kubelet-preferred-address-types: exec and logs would look the node's name up in a DNS that is not there.
   # --enable-aggregator-routing: calls of webhooks go straight to a pod behind the Service.
   # --shutdown-watch-termination-grace-period: by default a SIGTERM waits a minute for open watches, and there always are some.
+  # --audit-log-maxbackup: what tests read of the log must not go; so much is never written in a run of them.
   # --requestheader-*: nobody uses them, but the other components complain for ever without.
   define kube-apiserver "${BIN[kube-apiserver]}" --etcd-servers=http://127.0.0.1:2379 \
     --bind-address=0.0.0.0 --secure-port=6443 --advertise-address="$ADDRESS" --service-cluster-ip-range="$SERVICE_CIDR" \
@@ -306,7 +307,7 @@ start_apiserver() {
     --requestheader-client-ca-file="$S/pki/ca.crt" --requestheader-allowed-names=front-proxy --requestheader-username-headers=X-Remote-User \
     --requestheader-group-headers=X-Remote-Group --requestheader-extra-headers-prefix=X-Remote-Extra- \
     --shutdown-watch-termination-grace-period=2s \
-    --audit-policy-file="$S/audit-policy.yaml" --audit-log-path="$S/log/audit.log" --audit-log-maxsize=200 --audit-log-maxbackup=2
+    --audit-policy-file="$S/audit-policy.yaml" --audit-log-path="$S/log/audit.log" --audit-log-maxsize=200 --audit-log-maxbackup=30
   launch kube-apiserver
 }
 

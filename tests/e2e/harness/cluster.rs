@@ -1,7 +1,7 @@
 //! The cluster that the tests run on, and the programs that speak to it.
 
 use std::{
-    env,
+    env, fs,
     path::PathBuf,
     process::{Command, Output},
 };
@@ -12,6 +12,10 @@ use kube::{Client, api::ApiResource, core::GroupVersionKind};
 pub(crate) const VELERO: &str = "velero";
 /// The namespace that Reveille is installed in.
 pub(crate) const REVEILLE: &str = "reveille";
+
+/// A `ConfigMap` that is there while calls of Reveille's accounts are refused on purpose: the test of its rights, which runs
+/// behind all others, reads of it in the audit log.
+pub(crate) const RIGHTS_BROKEN: &str = "e2e-rights-broken";
 
 /// The name of the cluster.
 pub(crate) fn cluster_name() -> String {
@@ -66,6 +70,21 @@ pub(crate) fn kubectl(arguments: &[&str]) -> String {
 /// The script that made the cluster.
 pub(crate) fn cluster_script(arguments: &[&str]) -> String {
     must_run("tests/cluster/cluster", arguments)
+}
+
+/// The files of the API server's audit log, oldest first: it sets full ones aside.
+pub(crate) fn audit_files() -> Vec<PathBuf> {
+    let current = PathBuf::from(cluster_script(&["logs", &cluster_name(), "audit"]).trim());
+    let stem = format!("{}-", current.file_stem().unwrap().to_string_lossy());
+    let mut files: Vec<PathBuf> = fs::read_dir(current.parent().expect("it is an absolute path"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(&stem))
+        .collect();
+    // Their names hold the time.
+    files.sort();
+    files.push(current);
+    files
 }
 
 /// The resource of an object by its own words.

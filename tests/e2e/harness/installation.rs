@@ -1,6 +1,10 @@
 //! Reveille on the cluster: installed once, shared by most tests, and for some alone to themselves.
 
-use std::{env, fs, path::Path, time::SystemTime};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -11,7 +15,9 @@ use reveille::names::{MODE_ANNOTATION, OWNER_ANNOTATION};
 use serde_json::json;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::{REVEILLE, VELERO, cluster_name, cluster_script, eventually, kubectl, must_run, run, velero_resource};
+use super::{
+    REVEILLE, RIGHTS_BROKEN, VELERO, cluster_name, cluster_script, eventually, kubectl, must_run, run, velero_resource,
+};
 
 static INSTALLATION: RwLock<()> = RwLock::const_new(());
 /// Whether the ordinary installation is on the cluster.
@@ -129,6 +135,51 @@ fn image_stamp() -> String {
         .expect("after 1970")
         .as_secs();
     format!("{}-{seconds}", metadata.len())
+}
+
+/// As long as it is held Reveille's calls may be refused.
+#[derive(Debug)]
+pub(crate) struct RightsBroken;
+
+impl RightsBroken {
+    /// `why`: for whoever finds it on the cluster.
+    pub(crate) fn announce(why: &str) -> Self {
+        let why = format!("--from-literal=why={why}");
+        kubectl(&["-n", REVEILLE, "create", "configmap", RIGHTS_BROKEN, &why]);
+        Self
+    }
+}
+
+impl Drop for RightsBroken {
+    fn drop(&mut self) {
+        run("kubectl", &["-n", REVEILLE, "delete", "configmap", RIGHTS_BROKEN]);
+    }
+}
+
+/// Loads the version before this one into the cluster, and gives its chart; without it (a clone without history) this version's own.
+pub(crate) fn previous_chart() -> String {
+    let folder = PathBuf::from(env::var_os("REVEILLE_PREVIOUS").unwrap_or_default());
+    let archive = folder.join("reveille.tar");
+    if !archive.exists() {
+        return "charts/reveille".to_owned();
+    }
+    cluster_script(&["load", &cluster_name(), &archive.to_string_lossy()]);
+    folder.join("source/charts/reveille").to_string_lossy().into_owned()
+}
+
+/// The names of Reveille's pods.
+pub(crate) fn reveille_pods() -> Vec<String> {
+    let names = kubectl(&[
+        "-n",
+        REVEILLE,
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/name=reveille",
+        "-o",
+        "name",
+    ]);
+    names.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Takes the chart off the cluster.

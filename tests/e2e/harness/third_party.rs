@@ -10,6 +10,7 @@ use super::{kubectl, root, run};
 pub(crate) fn apply_third_party_crds(project: &str) {
     for file in files(project) {
         kubectl(&["apply", "--server-side", "-f", &file]);
+        kubectl(&["wait", "-f", &file, "--for=condition=Established", "--timeout=60s"]);
         fs::remove_file(file).unwrap();
     }
 }
