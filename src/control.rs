@@ -99,7 +99,12 @@ struct Text {
 
 impl Text {
     fn read(annotation: &str) -> Option<Self> {
-        serde_json::from_str(annotation).ok()
+        // serde takes a list for a struct, too. The policies look for `by` where they see an object, and nowhere else.
+        let annotation = annotation.trim();
+        annotation
+            .starts_with('{')
+            .then(|| serde_json::from_str(annotation).ok())
+            .flatten()
     }
 }
 
@@ -189,10 +194,13 @@ mod tests {
             r#"{"by":"mallory","by":"admin"}"#,
             r#"{"by":"mallory","b\u0079":"admin"}"#,
             r#"{"by":"admin","x":{"by":"mallory"}}"#,
+            r#"["1","admin"]"#,
+            r#" ["1","admin","2026-05-01T10:00:00Z","x",null]"#,
         ] {
             assert_eq!(Request::read(two_names).unwrap().by, "", "{two_names}");
         }
         assert_eq!(RerunRequest::read("true").unwrap().hook, None);
+        assert_eq!(RerunRequest::read(r#"["1","a","","","h"]"#).unwrap().hook, None);
         assert!(Request::read(&"x".repeat(100_000)).unwrap().reason.len() < 1000);
     }
 

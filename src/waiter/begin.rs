@@ -137,3 +137,18 @@ pub fn stale_status(spec: &HookRunSpec, message: &str, now: Timestamp) -> HookRu
     conditions::refresh(&mut status, now);
     status
 }
+
+/// The status of a run that somebody else has written: its commands are not run. Failed, for those of the pod's own plan are not
+/// run either.
+pub fn foreign_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
+    let message = "the HookRun is not what the pod's plan says: somebody else has written it, and nothing of it is run";
+    let mut status = first_status(spec, now);
+    for state in &mut status.post {
+        settle(state, HookState::Skipped, "NotAsPlanned", message);
+    }
+    status.phase = RunPhase::Failed;
+    message.clone_into(&mut status.message);
+    status.finished_at = Some(MicroTime(now));
+    conditions::refresh(&mut status, now);
+    status
+}

@@ -26,6 +26,8 @@ pub enum Intake {
         /// An earlier `HookRun` of this pod has been deleted: what it started nobody knows.
         lost: bool,
     },
+    /// The `HookRun` is not what this pod's plan says: somebody else has written it. End it; nothing of it runs.
+    Reject,
     /// Put the moved annotations back on the pod and set the run mark.
     Mark(BTreeMap<String, String>),
     /// All is there: the state machine goes on.
@@ -40,14 +42,15 @@ pub enum Intake {
 /// Decides about a pod with a plan. `run`: the `HookRun` of its name, if there is one.
 pub fn intake(pod: &PodView, plan_text: &str, run: Option<&HookRun>) -> Intake {
     if let Some(run) = run {
-        // What was frozen stands in the run; the text on the pod may have been tampered with since.
+        // What was frozen stands in a run that the pod's mark names; the text on the pod may have been tampered with since.
+        let marked = pod.run_mark.as_ref() == Some(&run_mark(&pod.identity.uid, run));
         let marked_before = pod.run_mark.as_deref().and_then(|mark| mark.split_once('/'));
-        let mark = run_mark(&pod.identity.uid, run);
         return match &run.status {
+            Some(_) if marked => Intake::Ready,
+            _ if !marked && !is_planned(pod, plan_text, run) => reject(plan_text, run),
             None => Intake::Adopt {
                 lost: marked_before.is_some_and(|(uid, _)| uid == pod.identity.uid),
             },
-            Some(_) if pod.run_mark.as_ref() == Some(&mark) => Intake::Ready,
             Some(_) => Intake::Mark(run.spec.plan.moved.clone()),
         };
     }
@@ -70,6 +73,19 @@ pub fn intake(pod: &PodView, plan_text: &str, run: Option<&HookRun>) -> Intake {
         return Intake::Resolve(plan.problems.first().map(ToString::to_string).unwrap_or_default());
     }
     Intake::Create(Box::new(new_run(pod, plan)))
+}
+
+/// Whether a run is what the waiter makes of the pod's plan. Whoever may create a `HookRun` can be there before it.
+fn is_planned(pod: &PodView, plan_text: &str, run: &HookRun) -> bool {
+    Plan::parse(plan_text).is_ok_and(|plan| new_run(pod, plan).spec == run.spec)
+}
+
+fn reject(plan_text: &str, run: &HookRun) -> Intake {
+    if run.status.as_ref().is_none_or(|status| !status.phase.is_final()) {
+        return Intake::Reject;
+    }
+    // It has been ended. What was moved off the pod is what the pod's own plan says.
+    Intake::Mark(Plan::parse(plan_text).map(|plan| plan.moved).unwrap_or_default())
 }
 
 /// The run mark of a pod: it is planned already, and by which `HookRun`.
@@ -104,6 +120,7 @@ mod tests {
         api::hook_run::{HookRunStatus, PodIdentity},
         hooks::Problem,
         plan::RestoreRef,
+        waiter::begin::foreign_status,
     };
     use jiff::Timestamp;
 
@@ -179,6 +196,40 @@ mod tests {
         assert!(matches!(ask(&pod, &plan(999), Some(&run)), Intake::Mark(_)));
         pod.run_mark = Some("pu/hu".to_owned());
         assert_eq!(ask(&pod, &plan(999), Some(&run)), Intake::Ready);
+    }
+
+    #[test]
+    fn a_run_that_somebody_else_wrote_is_ended_and_puts_nothing_on_the_pod() {
+        let pod = pod();
+        let mut forged = new_run(&pod, plan(999));
+        forged.spec.plan.moved = BTreeMap::from([("forged".to_owned(), "x".to_owned())]);
+        forged.metadata.uid = Some("hu".to_owned());
+        assert_eq!(ask(&pod, &plan(999), Some(&forged)), Intake::Reject);
+        // Also if a status was written at once.
+        forged.status = Some(HookRunStatus::default());
+        assert_eq!(ask(&pod, &plan(999), Some(&forged)), Intake::Reject);
+        forged.status = Some(foreign_status(&forged.spec, at(1001)));
+        assert_eq!(ask(&pod, &plan(999), Some(&forged)), Intake::Mark(plan(999).moved));
+        for (name, other) in [
+            (
+                "pod",
+                PodIdentity {
+                    uid: "other".to_owned(),
+                    ..pod.identity.clone()
+                },
+            ),
+            (
+                "creation",
+                PodIdentity {
+                    created_at: at(1),
+                    ..pod.identity.clone()
+                },
+            ),
+        ] {
+            let mut forged = new_run(&pod, plan(999));
+            forged.spec.pod = other;
+            assert_eq!(ask(&pod, &plan(999), Some(&forged)), Intake::Reject, "{name}");
+        }
     }
 
     #[test]

@@ -268,6 +268,12 @@ impl<E: Exec> RunTask<'_, E> {
                 self.report_problems(pod).await;
                 self.report_conditions(pod).await;
             }
+            Intake::Reject => {
+                let Some(run) = &self.run else {
+                    return Ok(Some(Turn::Over));
+                };
+                self.write(begin::foreign_status(&run.spec, clock::now())).await?;
+            }
             Intake::Mark(_) if self.marked => return Ok(None),
             Intake::Mark(moved) => {
                 let Some(run) = &self.run else {

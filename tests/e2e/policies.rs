@@ -7,6 +7,10 @@ use crate::harness::*;
 
 const EDITOR: &str = "e2e-editor";
 const OPERATOR: &str = "e2e-operator";
+/// Has the role that the chart makes for operators, in Velero's namespace.
+const ON_CALL: &str = "e2e-on-call";
+/// May create Restores.
+const RESTORER: &str = "e2e-restorer";
 
 /// Lets both users into the test's namespace.
 async fn let_in(t: &Scenario) {
@@ -52,7 +56,11 @@ async fn let_in(t: &Scenario) {
 
 /// A user's try in the test's namespace; if it was refused, with these words.
 fn asks(t: &Scenario, user: &str, arguments: &[&str]) -> Result<(), String> {
-    let output = run("kubectl", &[&["--as", user, "-n", &t.namespace], arguments].concat());
+    asks_in(&t.namespace, user, arguments)
+}
+
+fn asks_in(namespace: &str, user: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = run("kubectl", &[&["--as", user, "-n", namespace], arguments].concat());
     if output.status.success() {
         return Ok(());
     }
@@ -207,20 +215,162 @@ async fn a_missing_policy_is_a_condition_of_runs_that_come_meanwhile() {
     assert_eq!(t.events("app", "PolicyMissing").await.len(), 1);
 }
 
-#[tokio::test]
-async fn a_rerun_or_a_cancellation_needs_the_right_to_exec_and_the_users_own_name() {
-    let t = Scenario::new("orders").await;
-    let_in(&t).await;
+/// A run of a pod that is not there.
+fn hook_run(name: &str) -> Value {
     let plan = json!({
         "version": 1, "plannedAt": "2026-01-01T00:00:00Z", "resolved": true, "post": [], "init": [], "moved": {}, "problems": [],
         "digest": "",
     });
     let pod = json!({"name": "gone", "uid": "gone", "createdAt": "2026-01-01T00:00:00Z"});
-    t.create(&json!({
-        "apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun", "metadata": {"name": "run"},
+    json!({
+        "apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun", "metadata": {"name": name},
         "spec": {"pod": pod, "plan": plan},
-    }))
+    })
+}
+
+#[tokio::test]
+async fn who_writes_a_hook_run_must_be_allowed_to_exec() {
+    let t = Scenario::new("written").await;
+    let_in(&t).await;
+    let create = |user: &str, name: &str| {
+        let path = t.write("run.json", &hook_run(name).to_string());
+        asks(&t, user, &["create", "-f", &path])
+    };
+    refused(create(EDITOR, "forged"), "run-orders");
+    allowed(create(OPERATOR, "own"));
+    // The waiter ends it as Stale: there is no such pod.
+    eventually("the run has a status", async || {
+        let phase = kubectl(&[
+            "-n",
+            &t.namespace,
+            "get",
+            "hookrun",
+            "own",
+            "-o",
+            "jsonpath={.status.phase}",
+        ]);
+        (phase == "Stale").then_some(())
+    })
     .await;
+    let status = |user: &str| {
+        let patch = r#"{"status":{"phase":"Pending","message":"forged"}}"#;
+        let command = ["patch", "hookrun", "own", "--subresource=status", "--type=merge", "-p"];
+        asks(&t, user, &[&command[..], &[patch]].concat())
+    };
+    refused(status(EDITOR), "run-orders");
+    let spec = r#"{"spec":{"plan":{"digest":"forged"}}}"#;
+    let command = ["patch", "hookrun", "own", "--type=merge", "-p", spec];
+    refused(asks(&t, EDITOR, &command), "run-orders");
+    // What runs nothing needs no more than the role says.
+    allowed(asks(&t, EDITOR, &["label", "hookrun", "own", "note=x"]));
+    allowed(asks(&t, EDITOR, &["delete", "hookrun", "own"]));
+}
+
+/// Lets a user into Velero's namespace, for as long as this lives.
+struct InVelero(String);
+
+impl InVelero {
+    fn new(t: &Scenario, user: &str, role: &str) -> Self {
+        let name = format!("{}-{user}", t.namespace);
+        let role = format!("--clusterrole={role}");
+        kubectl(&[
+            "-n",
+            VELERO,
+            "create",
+            "rolebinding",
+            &name,
+            &role,
+            &format!("--user={user}"),
+        ]);
+        Self(name)
+    }
+}
+
+impl Drop for InVelero {
+    fn drop(&mut self) {
+        run("kubectl", &["-n", VELERO, "delete", "rolebinding", &self.0]);
+    }
+}
+
+#[tokio::test]
+async fn the_operators_role_cancels_a_restore_in_its_own_name_and_changes_no_hooks() {
+    let t = Scenario::new("on-call").await;
+    let name = t.namespace.as_str();
+    let restorer = format!("{name}-restorer");
+    kubectl(&[
+        "create",
+        "clusterrole",
+        &restorer,
+        "--verb=get,create,patch",
+        "--resource=restores.velero.io",
+    ]);
+    let _on_call = InVelero::new(&t, ON_CALL, "reveille-operator");
+    let _restorer = InVelero::new(&t, RESTORER, &restorer);
+    let restore = json!({
+        "apiVersion": "velero.io/v1", "kind": "Restore", "metadata": {"name": name, "namespace": VELERO},
+        "spec": {"backupName": "there-is-none"},
+    });
+    let path = t.write("restore.json", &restore.to_string());
+    kubectl(&["create", "-f", &path]);
+    let get = [
+        "-n",
+        VELERO,
+        "get",
+        "restores.velero.io",
+        name,
+        "-o",
+        "jsonpath={.status.phase}",
+    ];
+    eventually("Velero has seen it", async || {
+        (kubectl(&get) == "FailedValidation").then_some(())
+    })
+    .await;
+    let annotate = |user: &str, what: &str| {
+        asks_in(
+            VELERO,
+            user,
+            &["annotate", "restores.velero.io", name, "--overwrite", what],
+        )
+    };
+    let merge = |user: &str, patch: &str| {
+        asks_in(
+            VELERO,
+            user,
+            &["patch", "restores.velero.io", name, "--type=merge", "-p", patch],
+        )
+    };
+    eventually("the roles are in force", async || {
+        annotate(RESTORER, "example.com/note=x").ok()
+    })
+    .await;
+    eventually("the roles are in force", async || {
+        annotate(ON_CALL, "example.com/note=y").ok()
+    })
+    .await;
+
+    let signed = |by: &str| format!(r#"reveille.dev/cancel={{"by":"{by}","id":"1"}}"#);
+    refused(annotate(ON_CALL, &signed(RESTORER)), "restore-orders");
+    allowed(annotate(ON_CALL, &signed(ON_CALL)));
+    allowed(annotate(ON_CALL, "reveille.dev/cancel=stop"));
+    allowed(annotate(ON_CALL, "reveille.dev/pause=wait"));
+    let hooks = r#"{"spec":{"hooks":{"resources":[{"name":"x","postHooks":[{"exec":{"command":["x"]}}]}]}}}"#;
+    for what in ["hooks", "moved-hooks", "owner", "mode"] {
+        refused(annotate(ON_CALL, &format!("reveille.dev/{what}=x")), "restore-orders");
+    }
+    refused(merge(ON_CALL, hooks), "restore-orders");
+    // Who may create a Restore could make another one with these hooks.
+    allowed(annotate(RESTORER, "reveille.dev/hooks=x"));
+    allowed(merge(RESTORER, hooks));
+    refused(annotate(ON_CALL, "reveille.dev/hooks-"), "restore-orders");
+    kubectl(&["-n", VELERO, "delete", "restores.velero.io", name]);
+    kubectl(&["delete", "clusterrole", &restorer]);
+}
+
+#[tokio::test]
+async fn a_rerun_or_a_cancellation_needs_the_right_to_exec_and_the_users_own_name() {
+    let t = Scenario::new("orders").await;
+    let_in(&t).await;
+    t.create(&hook_run("run")).await;
     let annotate = |user: &str, what: &str| asks(&t, user, &["annotate", "hookrun", "run", "--overwrite", what]);
     for order in ["rerun", "cancel"] {
         let signed = |by: &str| format!(r#"reveille.dev/{order}={{"by":"{by}","id":"1","at":"2026-01-01T00:00:00Z"}}"#);
@@ -231,6 +381,7 @@ async fn a_rerun_or_a_cancellation_needs_the_right_to_exec_and_the_users_own_nam
             format!(r#"{{"id":"1","\u0062y":"{EDITOR}"}}"#),
             format!(r#"{{"by":"{OPERATOR}","id":"1","by":"{EDITOR}"}}"#),
             format!(r#"{{"by":"{OPERATOR}","id":"1","\u0062y":"{EDITOR}"}}"#),
+            format!(r#" ["1","{EDITOR}"]"#),
         ] {
             refused(
                 annotate(OPERATOR, &format!("reveille.dev/{order}={forged}")),

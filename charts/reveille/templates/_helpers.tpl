@@ -132,7 +132,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $names = concat $names (list "pod-marks" "binding-marks") -}}
 {{- end -}}
 {{- if ne .Values.policies.runOrders "Off" -}}
-{{- $names = append $names "run-orders" -}}
+{{- $names = concat $names (list "run-orders" "restore-orders") -}}
 {{- end -}}
 {{- if ne .Values.policies.hookAuthors.action "Off" -}}
 {{- $names = concat $names (list "hook-authors-pods" "hook-authors-workloads" "hook-authors-cronjobs") -}}

@@ -208,7 +208,11 @@ fn policies(facts: &Facts) -> Finding {
         ),
         (
             "run-orders",
-            "reruns and cancellations can be ordered by whoever may change a HookRun",
+            "HookRuns can be written, and reruns be ordered, by people who may not exec into pods",
+        ),
+        (
+            "restore-orders",
+            "the hooks of a Restore can be changed by people who may not create one",
         ),
         (
             "hook-authors",

@@ -77,7 +77,9 @@ fn healthy() -> Facts {
         restores_exist: Ok(true),
         crd: Ok(Some(serde_json::to_value(HookRun::crd()).unwrap())),
         blueprints: Ok(None),
-        policies: Ok(["pod-marks", "run-orders", "hook-authors-pods"].map(policy).to_vec()),
+        policies: Ok(["pod-marks", "run-orders", "restore-orders", "hook-authors-pods"]
+            .map(policy)
+            .to_vec()),
         installations: Ok(vec![Installation {
             configuration: configuration(&ca, "Ignore"),
             namespace: "reveille".to_owned(),
