@@ -51,11 +51,20 @@ struct Followed {
 }
 
 impl Followed {
+    /// Takes over what another leader has published, or another mode: it may have changed the CA a moment ago.
+    fn begin(&mut self, published: String, now: Timestamp) {
+        if self.current.is_empty() && self.earlier.is_none() && !published.is_empty() {
+            self.earlier = Some((published, now));
+        }
+    }
+
     /// Takes over what the file holds now.
     fn read(&mut self, text: String, now: Timestamp) {
         if text != self.current {
             let earlier = std::mem::replace(&mut self.current, text);
-            self.earlier = (!earlier.is_empty()).then_some((earlier, now));
+            if !earlier.is_empty() {
+                self.earlier = Some((earlier, now));
+            }
         }
         // A clock that was set back must not keep the old one for ever.
         let over = |since: Timestamp| now < since || now.duration_since(since) >= OVERLAP;
@@ -120,15 +129,26 @@ async fn round(
 ) -> Result<Timestamp, FileError> {
     let path = file.to_owned();
     let text = std::fs::read_to_string(&path).map_err(|cause| FileError::Read { path, cause })?;
+    let live = configurations.get_opt(name).await;
+    let live = live.map_err(failed("reading the webhook configuration"))?;
+    followed.begin(live.as_ref().map(published).unwrap_or_default(), now);
     followed.read(text, now);
     let (bundle, path) = (followed.bundle(now), file.to_owned());
     let expires = expires(&bundle).map_err(|cause| FileError::Pki { path, cause })?;
     let expires = expires.ok_or_else(|| FileError::Empty(file.to_owned()))?;
-    let live = configurations.get_opt(name).await;
-    if let Some(live) = live.map_err(failed("reading the webhook configuration"))? {
+    if let Some(live) = live {
         publish(configurations, &live, &bundle).await?;
     }
     Ok(expires)
+}
+
+/// What the first entry trusts: all have the same.
+fn published(live: &MutatingWebhookConfiguration) -> String {
+    let entry = live.webhooks.iter().flatten().next();
+    let bundle = entry.and_then(|entry| entry.client_config.ca_bundle.as_ref());
+    bundle
+        .map(|bundle| String::from_utf8_lossy(&bundle.0).into_owned())
+        .unwrap_or_default()
 }
 
 fn expires(bundle: &str) -> Result<Option<Timestamp>, PkiError> {
@@ -164,6 +184,24 @@ mod tests {
         followed.read(old.clone(), at(31));
         followed.read(old.clone(), at(0));
         assert_eq!(followed.bundle(at(0)), pki::bundle([old.as_str()], at(0)));
+    }
+
+    #[test]
+    fn what_another_leader_has_published_is_trusted_for_a_while() {
+        let at = |minutes: i64| Timestamp::from_second(1_800_000_000 + minutes * 60).unwrap();
+        let ca = || Ca::generate(at(0)).unwrap().certificate;
+        let (old, new) = (ca(), ca());
+        let mut followed = Followed::default();
+        followed.begin(format!("{old}{new}"), at(0));
+        followed.read(new.clone(), at(0));
+        assert_eq!(followed.bundle(at(0)), pki::bundle([new.as_str(), old.as_str()], at(0)));
+        // Only at the beginning: what is written later is this leader's own.
+        followed.begin(old.clone(), at(5));
+        followed.read(new.clone(), at(10));
+        assert_eq!(followed.bundle(at(10)), pki::bundle([new.as_str()], at(10)));
+        followed.begin(old, at(11));
+        followed.read(new.clone(), at(11));
+        assert_eq!(followed.bundle(at(11)), pki::bundle([new.as_str()], at(11)));
     }
 
     #[test]

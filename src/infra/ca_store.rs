@@ -158,7 +158,7 @@ impl CaData {
         let (current, next) = match next {
             Some(next)
                 if trusted(&next.certificate)
-                    && (current.validity.expired(now) || now.duration_since(next.made_at()) >= SETTLING) =>
+                    && (!current.validity.holds(now) || now.duration_since(next.made_at()) >= SETTLING) =>
             {
                 (next, None)
             }

@@ -14,8 +14,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub const CA_LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
 /// How long a leaf lives.
 pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// Certificates begin this long before they are made: the API server's clock may be behind.
-pub const BACKDATED: SignedDuration = SignedDuration::from_hours(1);
+/// Certificates begin this long before they are made: the API server's clock may be behind, by hours where local time was set as UTC.
+pub const BACKDATED: SignedDuration = SignedDuration::from_hours(24);
 
 /// Why a certificate can't be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,11 @@ impl Validity {
     /// Whether nobody trusts it any more.
     pub fn expired(&self, now: Timestamp) -> bool {
         now >= self.until
+    }
+
+    /// Whether it counts at this time.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        now >= self.from && !self.expired(now)
     }
 }
 

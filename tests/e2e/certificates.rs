@@ -109,6 +109,8 @@ async fn answers_anew(t: &Scenario) {
     webhook_answers(&t.client).await;
 }
 
+/// The old configuration is written as Velero writes it with `existingResourcePolicy: update`, or to an empty place, but by kubectl: by
+/// its label, Velero's backups leave out what the chart makes, so a real one of it takes somebody who removes that label.
 #[tokio::test]
 async fn an_old_configuration_and_an_empty_secret_are_healed() {
     let t = Scenario::alone("heal").await;

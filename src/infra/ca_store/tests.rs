@@ -61,8 +61,9 @@ fn a_clock_that_was_set_back_makes_a_next_ca_that_counts_now() {
     let future = CaData::default().advance(|_| false, at(1000 * DAY)).unwrap();
     let two = stored(&future).advance(|_| false, at(0)).unwrap();
     assert_eq!(two.next.as_ref().unwrap().made_at(), at(0));
-    let switched = stored(&two).advance(|_| true, at(1)).unwrap();
-    assert!(!switched.current.as_ref().unwrap().validity.renewal_due(at(1)));
+    // The other one is of no use: there is nothing to wait for.
+    let switched = stored(&two).advance(|_| true, at(0)).unwrap();
+    assert!(!switched.current.as_ref().unwrap().validity.renewal_due(at(0)));
 }
 
 #[test]
