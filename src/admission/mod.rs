@@ -7,6 +7,7 @@ pub mod patch;
 pub mod pod;
 pub mod restore;
 pub mod review;
+pub mod weight;
 
 use std::{fmt, str::FromStr};
 

@@ -21,7 +21,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{actions, infra::telemetry, waiter, webhook};
+use crate::{
+    actions,
+    infra::{supervise, telemetry},
+    waiter, webhook,
+};
 
 /// Restore hooks for Kubernetes.
 #[derive(Parser, Debug)]
@@ -61,6 +65,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Waiter(args) => {
             telemetry::init()?;
+            if !args.no_supervisor {
+                return Ok(supervise::supervise(&["--no-supervisor"]).await?);
+            }
+            supervise::end_with_parent()?;
             waiter::run(*args).await?;
         }
         Command::Actions(args) => {

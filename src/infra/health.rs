@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -12,10 +13,27 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
 
-use super::metrics::Metrics;
+use super::{metrics::Metrics, slots::Slots};
+
+/// Connections at the same time: probes, a few Prometheuses, a person. For a further one the oldest is closed.
+const CONNECTIONS: usize = 64;
+/// How long a connection has before it may be closed for another one.
+const GIVE_WAY: Duration = Duration::from_secs(1);
+/// For a request's head, and between two requests.
+const HEAD: Duration = Duration::from_secs(60);
+/// What a connection may hold of a head that has not ended.
+const READ_BUFFER: usize = 16 << 10;
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What must hold before a process counts as ready. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -90,12 +108,47 @@ pub fn router(readiness: Readiness, metrics: Arc<Metrics>) -> Router {
         .route("/metrics", get(page))
 }
 
-/// Serves the pages until `end` fires.
+/// Serves the pages until `end` fires. What clients can hold is bounded: it is the process of the webhook, or of the waiter, too.
 pub async fn serve(listener: TcpListener, router: Router, end: CancellationToken) -> Result<(), std::io::Error> {
-    // A connection that hangs must not hold the end up, so it is not waited for.
+    let slots = Slots::new(CONNECTIONS, GIVE_WAY);
+    let connections = TaskTracker::new();
+    let accepting = async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let (slot, router, end) = (slots.take().await, router.clone(), end.clone());
+                    connections.spawn(async move {
+                        // A connection that hangs must not hold the end up.
+                        tokio::select! {
+                            () = answer(stream, router) => {}
+                            () = slot.leave().cancelled() => {}
+                            () = end.cancelled() => {}
+                        }
+                    });
+                }
+                Err(error) => {
+                    debug!(%error, "no connection can be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
     tokio::select! {
-        result = axum::serve(listener, router) => result,
-        () = end.cancelled() => Ok(()),
+        () = accepting => {}
+        () = end.cancelled() => {}
+    }
+    Ok(())
+}
+
+/// One connection. Its slot counts as idle all the time: a page takes no time, and who is cut off asks again.
+async fn answer(stream: TcpStream, router: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(READ_BUFFER)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    if let Err(error) = connection.await {
+        debug!(%error, "connection ended");
     }
 }
 

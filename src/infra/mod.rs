@@ -12,4 +12,7 @@ pub mod pki;
 pub mod pod_edit;
 pub mod policies;
 pub mod shutdown;
+pub(crate) mod slots;
+pub mod supervise;
 pub mod telemetry;
+pub mod watchdog;

@@ -50,6 +50,7 @@ use crate::{
         metrics::Metrics,
         policies::{self, Policies},
         shutdown::Shutdown,
+        watchdog,
     },
 };
 use gate::Gate;
@@ -127,6 +128,10 @@ pub struct WaiterArgs {
     /// How long a run may wait before it is said what it waits for (Event and condition). Go duration.
     #[arg(long, default_value = "30s", value_parser = positive)]
     report_waiting_after: GoDuration,
+    /// Run in this very process. Without it a parent process starts the waiter again whenever it ends other than by SIGTERM: its
+    /// container, and with it the pod, stays ready.
+    #[arg(long)]
+    pub(crate) no_supervisor: bool,
     /// This process' pod, for Events and claims.
     #[arg(long, env = "POD_NAME", hide = true)]
     pod_name: Option<String>,
@@ -161,6 +166,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
             shutdown.ended(),
         ),
     );
+    shutdown.spawn_background("watchdog", watchdog::run(shutdown.ended()));
     if let (Some(account), Some(folder)) = (&args.webhook_account, &args.webhook_token_folder) {
         // Each replica for its own webhook, whoever leads.
         let (client, namespace) = (clients.api.clone(), args.namespace.clone());
@@ -178,7 +184,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
 }
 
 /// Waits for the Lease, works as long as it is held, gives it up, and finishes what runs. A process leads once: when another
-/// has taken the Lease it ends, and the kubelet starts the next.
+/// has taken the Lease it ends, and its parent starts the next.
 async fn lead(
     args: &WaiterArgs,
     client: Client,

@@ -6,17 +6,19 @@ use axum::body::{Body, Bytes};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout_at},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::limits::Limits;
+use crate::admission::weight::weight;
 
 /// How many times the limit is read and thrown away, so that the client gets to read the refusal: a connection closed on
 /// unread bytes is reset, and the answer lost.
 const DISCARD: usize = 4;
 /// The reviews of nearly all pods are smaller than this. They have room of their own, so that a few huge bodies, or clients
-/// that announce huge ones and send nothing, do not hold them up.
+/// that announce huge ones and send nothing, do not hold them up. Clients that announce many small ones and send nothing hold them up
+/// for [`Limits::body_pause`] at a time; keeping such clients away is a `NetworkPolicy`'s work.
 const SMALL: usize = 256 << 10;
 
 /// Why there is no body.
@@ -25,6 +27,11 @@ pub(super) enum BodyError {
     /// More bytes than allowed.
     #[error("the body has more than {0} bytes")]
     TooLarge(usize),
+    /// Read into a tree it would take more memory than allowed.
+    #[error(
+        "the body holds too many JSON values: reading it would take about {0} bytes of memory, and {1} are allowed"
+    )]
+    TooHeavy(usize, usize),
     /// The calls before it hold all the room there is, for as long as this call may take.
     #[error("too many bytes of other calls are in flight")]
     NoRoom,
@@ -41,6 +48,7 @@ pub(super) enum BodyError {
 pub(super) struct Room {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    trees: Semaphore,
 }
 
 impl Room {
@@ -50,6 +58,7 @@ impl Room {
         Self {
             small: Arc::new(Semaphore::new((all / 4).max(min(SMALL, largest)))),
             large: Arc::new(Semaphore::new((all - all / 4).max(largest))),
+            trees: Semaphore::new(limits.tree_bytes),
         }
     }
 
@@ -61,6 +70,21 @@ impl Room {
         // The semaphores are never closed; without a permit the body would only go uncounted.
         Arc::clone(pool).acquire_many_owned(bytes).await.ok()
     }
+}
+
+/// Waits until `deadline` for the memory that a body takes when it is read into a tree of values.
+pub(super) async fn room_for_tree<'a>(
+    body: &[u8],
+    limits: &Limits,
+    room: &'a Room,
+    deadline: Instant,
+) -> Result<Option<SemaphorePermit<'a>>, BodyError> {
+    let (weight, allowed) = (weight(body), limits.tree_bytes);
+    let permits = u32::try_from(weight).ok().filter(|_| weight <= allowed);
+    let permits = permits.ok_or(BodyError::TooHeavy(weight, allowed))?;
+    let held = timeout_at(deadline, room.trees.acquire_many(permits)).await;
+    // The semaphore is never closed.
+    held.map(Result::ok).map_err(|_| BodyError::NoRoom)
 }
 
 /// Reads a body until `deadline`. Its bytes count as in flight for as long as the permit lives.
@@ -82,16 +106,18 @@ pub(super) async fn read(
             .map_err(|_| BodyError::NoRoom)?
     };
     let deadline = min(deadline, Instant::now() + limits.body);
-    let body = timeout_at(deadline, collect(body, limits.body_bytes))
+    let body = timeout_at(deadline, collect(body, limits))
         .await
         .unwrap_or(Err(BodyError::TooSlow))?;
     Ok((body, held))
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes, BodyError> {
+async fn collect(mut body: Body, limits: &Limits) -> Result<Bytes, BodyError> {
+    let limit = limits.body_bytes;
     let mut collected = Vec::new();
     let mut seen = 0_usize;
-    while let Some(frame) = body.frame().await {
+    let mut next = async || timeout(limits.body_pause, body.frame()).await;
+    while let Some(frame) = next().await.map_err(|_| BodyError::TooSlow)? {
         let Ok(data) = frame.map_err(BodyError::Broken)?.into_data() else {
             continue;
         };

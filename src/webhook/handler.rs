@@ -138,27 +138,30 @@ fn refusal(decision: Decision, status: StatusCode, reason: String) -> Outcome {
     (Resource::Other, decision, (status, reason + "\n").into_response())
 }
 
+fn refuse_body(error: &BodyError) -> Outcome {
+    let (decision, status) = match error {
+        BodyError::TooLarge(_) | BodyError::TooHeavy(..) => (Decision::TooLarge, StatusCode::PAYLOAD_TOO_LARGE),
+        BodyError::TooSlow => (Decision::Refused, StatusCode::REQUEST_TIMEOUT),
+        BodyError::NoRoom => (Decision::Refused, StatusCode::SERVICE_UNAVAILABLE),
+        BodyError::Broken(_) => (Decision::Invalid, StatusCode::BAD_REQUEST),
+    };
+    refusal(decision, status, error.to_string())
+}
+
 impl Webhook {
     async fn respond(&self, body: Body, deadline: Instant) -> Outcome {
         // `held` counts the body's bytes as in flight until the answer is written.
         let (body, _held) = match body::read(body, &self.limits, &self.room, deadline).await {
             Ok(read) => read,
-            Err(error @ BodyError::TooLarge(_)) => {
-                return refusal(Decision::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, error.to_string());
-            }
-            Err(error @ BodyError::TooSlow) => {
-                return refusal(Decision::Refused, StatusCode::REQUEST_TIMEOUT, error.to_string());
-            }
-            Err(error @ BodyError::NoRoom) => {
-                return refusal(Decision::Refused, StatusCode::SERVICE_UNAVAILABLE, error.to_string());
-            }
-            Err(error @ BodyError::Broken(_)) => {
-                return refusal(Decision::Invalid, StatusCode::BAD_REQUEST, error.to_string());
-            }
+            Err(error) => return refuse_body(&error),
         };
         let Ok(Ok(_turn)) = tokio::time::timeout_at(deadline, self.calls.acquire()).await else {
             let reason = "too many calls at the same time".to_owned();
             return refusal(Decision::Refused, StatusCode::SERVICE_UNAVAILABLE, reason);
+        };
+        let _tree = match body::room_for_tree(&body, &self.limits, &self.room, deadline).await {
+            Ok(held) => held,
+            Err(error) => return refuse_body(&error),
         };
         let request = match review::read(&body) {
             Ok(request) => request,

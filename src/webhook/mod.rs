@@ -6,7 +6,6 @@ pub mod handler;
 pub mod limits;
 pub mod restores;
 pub mod serve;
-mod slots;
 pub mod tls;
 
 use std::{

@@ -1,12 +1,26 @@
 //! The HTTPS server: an accept loop of our own, as it has to outwait the API server's idle connections, bound everything that
 //! a client can hold, and end without losing a call.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use axum::{Router, body::Body, extract::Request, response::Response};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::Response,
+};
 use futures::FutureExt;
 use http::{HeaderValue, header::CONNECTION};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body as _, Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
@@ -22,12 +36,16 @@ use tracing::{debug, info, warn};
 use super::{
     connection::{Answering, Timed},
     limits::Limits,
+};
+use crate::infra::{
+    health::Gate,
     slots::{Slot, Slots},
 };
-use crate::infra::health::Gate;
 
 /// How long to wait when no connection can be accepted, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a connection may hold of a head that has not ended, or of a body that is not read yet.
+const READ_BUFFER: usize = 32 << 10;
 /// When the kernel begins to ask a silent peer whether it is still there, and how often.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -130,13 +148,13 @@ impl Each {
         };
         let answering = Answering::default();
         let stream = Timed::new(stream, answering.clone(), self.limits.head, self.limits.write);
-        let slot = &slot;
+        let slot = Arc::new(slot);
         let service = service_fn(|request: hyper::Request<Incoming>| {
             answering.set(true);
-            slot.busy();
             let (router, answering, stopping) = (self.router.clone(), answering.clone(), self.stopping.clone());
+            let slot = Arc::clone(&slot);
             async move {
-                let request: Request = request.map(Body::new);
+                let request: Request = request.map(|body| Body::new(Arriving::new(body, Arc::clone(&slot))));
                 let mut response: Response = router.oneshot(request).await?;
                 if stopping.is_cancelled() {
                     let close = HeaderValue::from_static("close");
@@ -151,13 +169,21 @@ impl Each {
             .timer(TokioTimer::new())
             // Runs between requests too: it is the idle time. A head that has begun is bound by `Timed`.
             .header_read_timeout(self.limits.idle)
+            .max_buf_size(READ_BUFFER)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let result = tokio::select! {
             // First what has arrived, then the end.
             biased;
             result = connection.as_mut() => result,
-            () = either(&self.closing, slot.leave()) => {
+            () = slot.leave().cancelled() => {
+                if slot.awaits_body() {
+                    return debug!("a call that was still arriving is cut off for want of places");
+                }
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = self.closing.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -168,11 +194,42 @@ impl Each {
     }
 }
 
-/// Fires when one of the two does.
-async fn either(one: &CancellationToken, other: &CancellationToken) {
-    tokio::select! {
-        () = one.cancelled() => {}
-        () = other.cancelled() => {}
+/// A body that tells its connection's slot when all of it has arrived.
+struct Arriving {
+    body: Incoming,
+    slot: Arc<Slot>,
+}
+
+impl Arriving {
+    fn new(body: Incoming, slot: Arc<Slot>) -> Self {
+        if body.is_end_stream() {
+            slot.busy();
+        } else {
+            slot.await_body();
+        }
+        Self { body, slot }
+    }
+}
+
+impl hyper::body::Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if frame.is_none() || this.body.is_end_stream() {
+            this.slot.busy();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

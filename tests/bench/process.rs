@@ -14,16 +14,19 @@ const TICKS: f64 = 100.0;
 pub(crate) struct Process(pub(crate) u32);
 
 impl Process {
-    /// The process in a container of this pod whose arguments begin so (its own name aside).
+    /// The process in a container of this pod whose arguments begin so (its own name aside). The waiter has a parent with the same
+    /// arguments, less one: that one is not meant.
     pub(crate) fn in_pod(uid: &str, first_argument: &str) -> anyhow::Result<Self> {
         let found = fs::read_dir("/proc")?.filter_map(|entry| {
             let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
             let folder = Path::new("/proc").join(id.to_string());
             let groups = fs::read_to_string(folder.join("cgroup")).ok()?;
             let arguments = fs::read(folder.join("cmdline")).ok()?;
-            let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
-            let matches = groups.contains(&format!("pod{uid}")) && arguments.next() == Some(first_argument.as_bytes());
-            matches.then_some(Self(id))
+            let arguments: Vec<&[u8]> = arguments.split(|byte| *byte == 0).skip(1).collect();
+            let matches =
+                groups.contains(&format!("pod{uid}")) && arguments.first() == Some(&first_argument.as_bytes());
+            let parent = first_argument == "waiter" && !arguments.contains(&b"--no-supervisor".as_slice());
+            (matches && !parent).then_some(Self(id))
         });
         found
             .into_iter()

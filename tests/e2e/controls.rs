@@ -1,6 +1,6 @@
 //! What an operator does on the day of a restore: cancel, pause and resume, run again, wait, read the output.
 
-use std::{fs, process::Output};
+use std::process::Output;
 
 use reveille::{
     api::{
@@ -27,22 +27,9 @@ fn answer(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Kills the waiter's process, in every replica. The kubelet starts it anew.
+/// Kills the waiter's process, in every replica. Its parent starts it anew.
 async fn kill_waiter(t: &Scenario) {
-    let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(t.client.clone(), REVEILLE);
-    let listed = pods.list(&kube::api::ListParams::default()).await.unwrap();
-    let uids: Vec<String> = listed.items.into_iter().filter_map(|pod| pod.metadata.uid).collect();
-    let mut killed = 0;
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
-        let group = String::from_utf8_lossy(&read("cgroup")).into_owned();
-        let is_waiter = read("cmdline").split(|byte| *byte == 0).nth(1) == Some(b"waiter");
-        if is_waiter && uids.iter().any(|uid| group.contains(uid.as_str())) {
-            must_run("kill", &["-9", &entry.file_name().to_string_lossy()]);
-            killed += 1;
-        }
-    }
-    assert!(killed > 0, "a waiter ran");
+    assert!(kill_waiters(&t.client, None).await > 0, "a waiter ran");
 }
 
 /// Takes the pause of everything back, also when the test fails: others run after it.

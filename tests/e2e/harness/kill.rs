@@ -20,22 +20,27 @@ pub(crate) async fn leading_pod(client: &Client) -> Option<String> {
     holder.split_once('/').map(|(pod, _)| pod.to_owned())
 }
 
-/// Kills waiters with SIGKILL: those of all pods of Reveille, or of one. Gives their number.
+/// Kills waiters with SIGKILL: those of all pods of Reveille, or of one. Gives their number. Their parents live on and start them again.
 pub(crate) async fn kill_waiters(client: &Client, pod: Option<&str>) -> usize {
+    let processes = running_waiters(client, pod).await;
+    for process in &processes {
+        run("kill", &["-KILL", process]);
+    }
+    processes.len()
+}
+
+/// The waiters' processes on this machine: those of all pods of Reveille, or of one.
+pub(crate) async fn running_waiters(client: &Client, pod: Option<&str>) -> Vec<String> {
     let api: Api<Pod> = Api::namespaced(client.clone(), REVEILLE);
     let Ok(pods) = api.list(&ListParams::default()).await else {
-        return 0;
+        return Vec::new();
     };
     let wanted = pods
         .items
         .iter()
         .filter(|found| pod.is_none_or(|name| found.name_any() == name));
     let uids: Vec<String> = wanted.filter_map(ResourceExt::uid).collect();
-    let processes: Vec<String> = waiters_of(&uids);
-    for process in &processes {
-        run("kill", &["-KILL", process]);
-    }
-    processes.len()
+    waiters_of(&uids)
 }
 
 /// The processes on this machine that are waiters of these pods.
@@ -49,7 +54,11 @@ fn waiters_of(uids: &[String]) -> Vec<String> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     processes
         .filter(|process| process.chars().all(|c| c.is_ascii_digit()))
-        .filter(|process| read(process, "cmdline").split('\0').nth(1) == Some("waiter"))
+        .filter(|process| {
+            let arguments = read(process, "cmdline");
+            let mut arguments = arguments.split('\0').skip(1);
+            arguments.next() == Some("waiter") && arguments.any(|argument| argument == "--no-supervisor")
+        })
         .filter(|process| {
             let environment = read(process, "environ");
             environment

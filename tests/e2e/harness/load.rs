@@ -68,25 +68,11 @@ pub(crate) struct Load {
 impl Load {
     /// Begins, and returns when every connection has had an answer.
     pub(crate) async fn start(client: &Client) -> Self {
-        let service = Api::<Service>::namespaced(client.clone(), REVEILLE)
-            .get("reveille")
-            .await;
-        let address = service.unwrap().spec.unwrap().cluster_ip.unwrap();
-        let address = SocketAddr::new(address.parse::<IpAddr>().unwrap(), 443);
-        let shared = Arc::new(Shared::default());
-        *shared.bundle.lock().unwrap() = ca_bundle(client).await.expect("there is a webhook configuration");
-        let number = fs::read_to_string(state_folder().join("n")).unwrap();
-        let network = fs::File::open(format!("/run/netns/rv{}", number.trim())).unwrap();
+        let (address, shared) = target(client).await;
         let of_thread = Arc::clone(&shared);
-        let thread = std::thread::spawn(move || {
-            // The sockets of this thread, and of no other.
-            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+        let thread = on_the_node(async move {
             let calls = (0..CONNECTIONS).map(|_| call_until_stopped(address, &of_thread));
-            runtime.block_on(futures::future::join_all(calls));
+            futures::future::join_all(calls).await;
         });
         // The API server learns of a new bundle by its watch.
         let (of_follow, client) = (Arc::clone(&shared), client.clone());
@@ -132,6 +118,53 @@ impl Load {
             failures: std::mem::take(&mut *self.shared.failures.lock().unwrap()),
         }
     }
+}
+
+/// On one connection each: a call, nothing for so long, and another call. Fails if one of them fails.
+pub(crate) async fn call_after_gaps(client: &Client, gaps: &[Duration]) -> anyhow::Result<()> {
+    let (address, shared) = target(client).await;
+    let gaps = gaps.to_vec();
+    let (sender, outcome) = tokio::sync::oneshot::channel();
+    on_the_node(async move {
+        let calls = gaps.into_iter().map(|gap| {
+            let shared = &shared;
+            async move {
+                let mut connection = connect(address, shared).await?;
+                call(&mut connection).await?;
+                tokio::time::sleep(gap).await;
+                let result = call(&mut connection).await;
+                result.map_err(|error| error.context(format!("after {} s", gap.as_secs())))
+            }
+        });
+        let _ = sender.send(futures::future::try_join_all(calls).await);
+    });
+    outcome.await?.map(|_| ())
+}
+
+/// The Service's address, and what the API server trusts there.
+async fn target(client: &Client) -> (SocketAddr, Arc<Shared>) {
+    let service = Api::<Service>::namespaced(client.clone(), REVEILLE)
+        .get("reveille")
+        .await;
+    let address = service.unwrap().spec.unwrap().cluster_ip.unwrap();
+    let shared = Arc::new(Shared::default());
+    *shared.bundle.lock().unwrap() = ca_bundle(client).await.expect("there is a webhook configuration");
+    (SocketAddr::new(address.parse::<IpAddr>().unwrap(), 443), shared)
+}
+
+/// Does it in a thread whose sockets are those of the node, where the API server's are, too.
+fn on_the_node(work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    let number = fs::read_to_string(state_folder().join("n")).unwrap();
+    let network = fs::File::open(format!("/run/netns/rv{}", number.trim())).unwrap();
+    std::thread::spawn(move || {
+        // The sockets of this thread, and of no other.
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(work);
+    })
 }
 
 async fn ca_bundle(client: &Client) -> Option<Vec<u8>> {

@@ -1,11 +1,12 @@
 //! Places for connections. When all are taken, a newcomer gets the place of a connection that lies idle: one that never made a
-//! call first, else the one that has been idle the longest. So nobody can shut the API server out by holding connections open.
+//! whole call first, else the one that has been idle the longest. A call that is still arriving counts as none. So connections that are
+//! only held open shut nobody out. (Many clients that make real calls can: a `NetworkPolicy` is the guard against those.)
 
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -34,7 +35,7 @@ struct Idle {
 
 /// All places.
 #[derive(Debug)]
-pub(super) struct Slots {
+pub(crate) struct Slots {
     places: Arc<Semaphore>,
     idle: Mutex<BTreeMap<Rank, Idle>>,
     counter: AtomicU64,
@@ -44,7 +45,7 @@ pub(super) struct Slots {
 
 impl Slots {
     /// So many places.
-    pub(super) fn new(places: usize, give_way: Duration) -> Arc<Self> {
+    pub(crate) fn new(places: usize, give_way: Duration) -> Arc<Self> {
         Arc::new(Self {
             places: Arc::new(Semaphore::new(places)),
             idle: Mutex::default(),
@@ -55,7 +56,7 @@ impl Slots {
 
     /// Takes a place. While all are taken it asks idle connections, one after the other, to go; calls that are being answered are
     /// never cut short.
-    pub(super) async fn take(self: &Arc<Self>) -> Slot {
+    pub(crate) async fn take(self: &Arc<Self>) -> Slot {
         loop {
             if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
                 return Slot::new(Arc::clone(self), place);
@@ -89,10 +90,11 @@ impl Slots {
 
 /// One connection's place, given back when it is dropped. Counts as idle at first.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     slots: Arc<Slots>,
     _place: OwnedSemaphorePermit,
     rank: Mutex<Option<Rank>>,
+    awaits_body: AtomicBool,
     leave: CancellationToken,
 }
 
@@ -102,30 +104,44 @@ impl Slot {
             slots,
             _place: place,
             rank: Mutex::default(),
+            awaits_body: AtomicBool::new(false),
             leave: CancellationToken::new(),
         };
         slot.wait(false);
         slot
     }
 
-    /// A call has begun.
-    pub(super) fn busy(&self) {
+    /// The head of a call has arrived, and its body is awaited: until it is there the connection may be asked to go.
+    pub(crate) fn await_body(&self) {
+        self.wait(false);
+        self.awaits_body.store(true, Ordering::Release);
+    }
+
+    /// Whether a call is still arriving.
+    pub(crate) fn awaits_body(&self) -> bool {
+        self.awaits_body.load(Ordering::Acquire)
+    }
+
+    /// A call has arrived.
+    pub(crate) fn busy(&self) {
+        self.awaits_body.store(false, Ordering::Release);
         if let Some(rank) = self.own().take() {
             self.slots.lock().remove(&rank);
         }
     }
 
     /// The call is answered.
-    pub(super) fn idle(&self) {
+    pub(crate) fn idle(&self) {
         self.wait(true);
     }
 
     /// Fires when somebody else needs the place.
-    pub(super) fn leave(&self) -> &CancellationToken {
+    pub(crate) fn leave(&self) -> &CancellationToken {
         &self.leave
     }
 
     fn wait(&self, used: bool) {
+        self.busy();
         let since = self.slots.counter.fetch_add(1, Ordering::Relaxed);
         let rank = Rank { used, since };
         let idle = Idle {
@@ -183,6 +199,23 @@ mod tests {
         }
         assert!(newcomer(&slots).await.is_none());
         assert!(!busy.leave().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_still_arriving_is_asked_to_go_and_one_that_has_arrived_is_not() {
+        let slots = Slots::new(1, Duration::ZERO);
+        let slot = slots.take().await;
+        slot.busy();
+        slot.idle();
+        slot.await_body();
+        assert!(slot.awaits_body());
+        slot.busy();
+        assert!(!slot.awaits_body());
+        slots.ask_one_to_leave();
+        assert!(!slot.leave().is_cancelled());
+        slot.await_body();
+        slots.ask_one_to_leave();
+        assert!(slot.leave().is_cancelled());
     }
 
     #[tokio::test]
