@@ -82,6 +82,27 @@ async fn idle_connections_give_way_to_new_ones_and_busy_ones_do_not() {
     server.stop().await;
 }
 
+/// The only place is held by a call of which most is yet to come.
+#[tokio::test]
+async fn a_call_that_does_not_arrive_gives_way() {
+    let limits = Limits {
+        connections: 1,
+        give_way: SHORT / 4,
+        body: LONG,
+        body_pause: LONG,
+        ..limits()
+    };
+    let server = start(limits, FakeVelero::default(), vec![]).await;
+    let mut stuck = begun(&server, 1000, 10).await;
+    timeout(LONG / 2, async { ok(&mut server.client().await).await })
+        .await
+        .expect("the place is given up");
+    let mut rest = Vec::new();
+    let _ = timeout(LONG / 2, stuck.read_to_end(&mut rest)).await.expect("cut off");
+    assert!(rest.is_empty(), "{rest:?}");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn more_busy_connections_than_allowed_wait_their_turn() {
     let limits = Limits {
@@ -127,13 +148,14 @@ async fn bodies_do_not_hold_room_while_they_wait_for_more() {
     server.stop().await;
 }
 
-/// Clients that announce much and send nothing hold up neither an ordinary call nor, for longer than a body may take, a large one.
+/// Clients that announce much and send nothing hold up neither an ordinary call nor, for longer than a body may pause, a large one.
 #[tokio::test]
 async fn announced_bodies_that_do_not_come_hold_up_nobody_for_long() {
     let limits = Limits {
         body_bytes: 1 << 20,
         bytes_in_flight: 1 << 20,
-        body: SHORT * 5,
+        body: LONG,
+        body_pause: SHORT * 5,
         ..limits()
     };
     let server = start(limits, FakeVelero::default(), vec![]).await;
