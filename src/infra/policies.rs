@@ -30,8 +30,11 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Those of these names, with a binding of the same name each. They count as there until somebody has looked.
-    pub fn new(names: Vec<String>) -> Self {
+    /// Those of these names (`NAME` or `NAME=ACTION`), with a binding of the same name each. They count as there until somebody has
+    /// looked.
+    pub fn new(policies: Vec<String>) -> Self {
+        let name = |policy: String| policy.split('=').next().unwrap_or_default().to_owned();
+        let names = policies.into_iter().map(name).collect();
         Self {
             names,
             missing: RwLock::default(),
@@ -106,11 +109,12 @@ mod tests {
 
     #[test]
     fn a_run_says_which_policies_are_missing() {
-        let policies = Policies::new(vec!["a".to_owned(), "b".to_owned()]);
+        let policies = Policies::new(vec!["a".to_owned(), "b=Deny".to_owned()]);
         assert!(
             policies.condition(Timestamp::UNIX_EPOCH).is_none(),
             "nobody has looked yet"
         );
+        assert_eq!(policies.names, ["a", "b"]);
         *policies.missing.write().unwrap() = vec!["b".to_owned()];
         let condition = policies.condition(Timestamp::UNIX_EPOCH).unwrap();
         assert!(condition.message.contains("missing: b;"), "{}", condition.message);

@@ -11,6 +11,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use reveille::cli::check::rights::Layout;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -37,12 +38,16 @@ struct Row {
 type Objects = BTreeMap<String, Value>;
 
 fn helm(values: &Value) -> Output {
+    helm_template(CHART, values, &[])
+}
+
+fn helm_template(chart: &str, values: &Value, more: &[&str]) -> Output {
     let mut command = Command::new(env::var("HELM").unwrap_or_else(|_| "helm".to_owned()));
     command
         .args([
             "template",
             "reveille",
-            CHART,
+            chart,
             "--namespace",
             "reveille",
             "--kube-version",
@@ -50,6 +55,7 @@ fn helm(values: &Value) -> Output {
             "--values",
             "-",
         ])
+        .args(more)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -196,8 +202,11 @@ fn each_value_has_a_row() {
     assert!(missing.is_empty(), "values without a row: {missing:?}");
 }
 
-/// The places of the schema at which keys are fixed, as paths of values.
+/// The places of the schema at which keys are fixed, as paths of values; `name[]` is each item of a list.
 fn closed(schema: &Value, path: &str, all: &mut Vec<String>) {
+    if schema["items"].is_object() {
+        closed(&schema["items"], &format!("{path}[]"), all);
+    }
     let Some(properties) = schema["properties"].as_object() else {
         return;
     };
@@ -223,8 +232,6 @@ fn unknown_keys_are_refused_at_every_level() {
     let values: Value = serde_saphyr::from_str(&chart_file("values.yaml")).unwrap();
     let mut places = Vec::new();
     closed(&schema, "", &mut places);
-    // Objects of values.yaml that Kubernetes defines, or that hold whatever people like.
-    let free = ["podSecurityContext", "securityContext"];
     let mut objects = BTreeSet::new();
     let mut all = BTreeSet::new();
     leaves(&values, "", &mut all);
@@ -235,16 +242,188 @@ fn unknown_keys_are_refused_at_every_level() {
             parent = above;
         }
     }
-    objects.retain(|path| !free.iter().any(|free| path.starts_with(free)) && !path.contains("resources"));
+    // Their keys are in definitions.
+    objects.retain(|path| !path.contains("resources"));
     let open: Vec<&String> = objects.iter().filter(|path| !places.contains(path)).collect();
     assert!(open.is_empty(), "the schema lets unknown keys into {open:?}");
     for place in places {
         let keys = place.split('.').filter(|key| !key.is_empty());
         let values = keys
             .rev()
-            .fold(json!({"unknownKey": 1}), |inner, key| json!({key: inner}));
+            .fold(json!({"unknownKey": 1}), |inner, key| match key.strip_suffix("[]") {
+                Some(list) => json!({list: [inner]}),
+                None => json!({key: inner}),
+            });
         let output = helm(&values);
-        assert!(!output.status.success(), "{values} is let through");
+        let said = String::from_utf8_lossy(&output.stderr);
+        // Not for want of another key.
+        assert!(
+            !output.status.success() && said.contains("unknownKey"),
+            "{values}: {said}"
+        );
+    }
+}
+
+/// The notes after an installation into a cluster that has these kinds. They are rendered as a part of a `ConfigMap`: Helm itself
+/// shows them only with a cluster.
+fn notes(values: &Value, kinds: &[&str]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let chart = folder.path().join("reveille");
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(CHART)
+        .arg(&chart)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(copied.unwrap().success());
+    std::fs::rename(chart.join("templates/NOTES.txt"), chart.join("notes.txt")).unwrap();
+    let template = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: notes}\ndata: {text: {{ tpl (.Files.Get \"notes.txt\") . | quote }}}\n";
+    std::fs::write(chart.join("templates/notes.yaml"), template).unwrap();
+    let output = helm_template(
+        &chart.to_string_lossy(),
+        values,
+        &[&["--show-only", "templates/notes.yaml"], kinds].concat(),
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let map: Value = serde_saphyr::from_str(text.trim_start_matches("---")).unwrap();
+    map["data"]["text"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn each_warning_is_given_when_there_is_reason_and_only_then() {
+    let all = ["--api-versions", "velero.io/v1", "--api-versions", "cert-manager.io/v1"];
+    let good = json!({"image": {"registry": "registry.example.com"}});
+    let quiet = notes(&good, &all);
+    assert!(
+        !quiet.contains("WARNING") && quiet.contains("velero.mode is takeover"),
+        "{quiet}"
+    );
+    let said = notes(&good, &[]);
+    assert!(said.contains("WARNING: Velero's CRDs"), "{said}");
+    for (values, words) in [
+        (json!({"replicaCount": 0}), "replicaCount is 0"),
+        (
+            json!({"replicaCount": 1}),
+            "replicaCount is 1: while its node is drained or has failed",
+        ),
+        (
+            json!({"webhook": {"failurePolicy": "Fail"}}),
+            "failurePolicy is Fail with 2 replica(s): while none of them answers",
+        ),
+        (
+            json!({"policies": {"podMarks": "Audit"}}),
+            "policies.podMarks is not Deny",
+        ),
+        (
+            json!({"metrics": {"service": {"enabled": true}, "prometheusRule": {"enabled": true}}}),
+            "runbookURL is no URL",
+        ),
+        (
+            json!({"crds": {"install": false}}),
+            "the CRD hookruns.reveille.dev is not in this cluster",
+        ),
+        (
+            json!({"rbac": {"create": false}}),
+            "rbac.create is false: ServiceAccount reveille needs",
+        ),
+        (
+            json!({"image": {"registry": "localhost"}}),
+            "can be pulled from nowhere",
+        ),
+    ] {
+        let said = notes(&merged(&good, &values), &all);
+        let warnings: Vec<&str> = said.lines().filter(|line| line.starts_with("WARNING")).collect();
+        assert!(
+            warnings.len() == 1 && warnings[0].contains(words),
+            "{values}: {warnings:?}"
+        );
+    }
+    let issued = json!({"certificates": {"mode": "certManager"}});
+    let said = notes(&merged(&good, &issued), &all[..2]);
+    assert!(
+        said.contains("cert-manager's CRDs (cert-manager.io/v1) are not in this cluster"),
+        "{said}"
+    );
+    for (mode, words) in [("alongside", "velero.mode is alongside"), ("off", "velero.mode is off")] {
+        assert!(notes(&merged(&good, &json!({"velero": {"mode": mode}})), &all).contains(words));
+    }
+}
+
+/// What the roles of a rendering allow an account: group, resource, verb, name (or nothing), and whether it is in its namespace only.
+fn granted(objects: &Objects, account: &str) -> BTreeSet<(String, String, String, String, bool)> {
+    let texts = |value: &Value| -> Vec<String> {
+        let list = value.as_array().cloned().unwrap_or_default();
+        list.iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let mut all = BTreeSet::new();
+    for binding in objects.values() {
+        let kind = binding["kind"].as_str().unwrap();
+        if !kind.ends_with("RoleBinding") || binding["subjects"][0]["name"] != account {
+            continue;
+        }
+        let role = &binding["roleRef"];
+        let role = &objects[&format!("{}/{}", role["kind"].as_str().unwrap(), role["name"].as_str().unwrap())];
+        for rule in role["rules"].as_array().unwrap() {
+            let names = match texts(&rule["resourceNames"]) {
+                names if names.is_empty() => vec![String::new()],
+                names => names,
+            };
+            for (group, resource) in texts(&rule["apiGroups"]).iter().flat_map(|group| {
+                let resources = texts(&rule["resources"]).into_iter();
+                resources.map(move |resource| (group.clone(), resource))
+            }) {
+                for verb in texts(&rule["verbs"]) {
+                    for name in &names {
+                        all.insert((
+                            group.clone(),
+                            resource.clone(),
+                            verb.clone(),
+                            name.clone(),
+                            kind == "RoleBinding",
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn check_asks_for_all_rights_that_the_chart_gives_and_for_no_others() {
+    let without_policies =
+        json!({"policies": {"podMarks": "Off", "runOrders": "Off", "hookAuthors": {"action": "Off"}}});
+    for values in [
+        json!({}),
+        json!({"certificates": {"mode": "certManager"}}),
+        json!({"certificates": {"mode": "existing", "existing": {"secretName": "mine"}}}),
+        json!({"waiter": {"ttl": "0"}}),
+        without_policies,
+    ] {
+        // `delete` of the webhook configuration is the uninstalling Job's, which has the same account.
+        let objects = render(&merged(&json!({"release": {"enabled": false}}), &values));
+        let deployment = serde_json::from_value(objects["Deployment/reveille"].clone()).unwrap();
+        let layout = Layout::of(&deployment, "reveille", "reveille");
+        for (account, rights) in [
+            ("reveille", layout.waiter_rights()),
+            (layout.webhook_account.as_str(), layout.webhook_rights()),
+        ] {
+            let asked: BTreeSet<_> = rights
+                .into_iter()
+                .map(|right| {
+                    let [group, resource, verb] = [right.group, right.resource, right.verb].map(str::to_owned);
+                    (
+                        group,
+                        resource,
+                        verb,
+                        right.name.unwrap_or_default(),
+                        right.namespace.is_some(),
+                    )
+                })
+                .collect();
+            assert_eq!(asked, granted(&objects, account), "{account} with {values}");
+        }
     }
 }
 

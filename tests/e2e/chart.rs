@@ -16,7 +16,21 @@ async fn every_rendering_is_valid_for_the_api_server() {
         .unwrap()
         .map(|entry| entry.unwrap().path().to_string_lossy().into_owned())
         .collect();
+    let of_people = fs::read_dir(root().join("certs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let of_people = of_people.filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    values.extend(of_people.map(|path| path.to_string_lossy().into_owned()));
     values.push("charts/reveille/values-ha.yaml".to_owned());
+    // The CRDs are there already, and are another release's.
+    let dry = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--dry-run=server",
+        "--validate=strict",
+    ];
+    must_run("kubectl", &[&dry[..], &["-f", "charts/reveille/files/crds"]].concat());
     values.sort();
     for values in values {
         let rendering = must_run(

@@ -1,7 +1,11 @@
 //! The Dockerfile cannot be built here: there is no container engine and no base image. What it would make is compared, file by
 //! file and setting by setting, with the image that these tests run on.
 
-use std::{collections::BTreeSet, env, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::Path,
+};
 
 use serde_json::Value;
 
@@ -13,7 +17,7 @@ struct Image {
     files: BTreeSet<String>,
     user: String,
     entrypoint: Vec<String>,
-    labels: BTreeSet<String>,
+    labels: BTreeMap<String, String>,
 }
 
 /// The last stage of the Dockerfile.
@@ -24,6 +28,7 @@ fn of_dockerfile() -> Image {
     let stage = text.rsplit("\nFROM ").next().unwrap();
     assert!(stage.starts_with("scratch\n"), "the last stage begins with nothing");
     let mut image = Image::default();
+    let mut arguments = Vec::new();
     for line in stage.lines() {
         let Some((word, rest)) = line.split_once(' ') else {
             continue;
@@ -34,10 +39,23 @@ fn of_dockerfile() -> Image {
             "USER" => rest.clone_into(&mut image.user),
             "ENTRYPOINT" => image.entrypoint = serde_json::from_str(rest).unwrap(),
             "LABEL" => {
-                let keys = rest.split_whitespace().filter_map(|word| word.split_once('='));
-                image.labels.extend(keys.map(|(key, _)| key.to_owned()));
+                // KEY="VALUE" KEY="VALUE"
+                let parts: Vec<&str> = rest.split('"').collect();
+                let pairs = parts
+                    .chunks_exact(2)
+                    .map(|pair| (pair[0].trim().trim_end_matches('='), pair[1]));
+                image.labels.extend(pairs.map(|(key, value)| {
+                    let filled = arguments.iter().fold(value.to_owned(), |text, (name, default)| {
+                        text.replace(&format!("${{{name}}}"), default)
+                    });
+                    (key.to_owned(), filled)
+                }));
             }
-            "ARG" | "#" => {}
+            "ARG" => arguments.extend(
+                rest.split_once('=')
+                    .map(|(name, default)| (name.to_owned(), default.to_owned())),
+            ),
+            "#" => {}
             other => panic!("an instruction that this test does not know: {other}"),
         }
     }
@@ -55,7 +73,7 @@ fn of_archive(archive: &str) -> Image {
     let mut image = Image {
         user: config["User"].as_str().unwrap_or_default().to_owned(),
         entrypoint: serde_json::from_value(config["Entrypoint"].clone()).unwrap(),
-        labels: config["Labels"].as_object().unwrap().keys().cloned().collect(),
+        labels: serde_json::from_value(config["Labels"].clone()).unwrap(),
         ..Image::default()
     };
     for layer in manifest["Layers"].as_array().unwrap() {
@@ -76,6 +94,11 @@ fn the_test_image_is_what_the_dockerfile_would_make() {
     let wanted = of_dockerfile();
     assert_eq!(of_archive(&archive), wanted);
     assert!(wanted.files.contains("/reveille") && wanted.labels.len() >= 5);
+    assert_eq!(
+        wanted.labels["org.opencontainers.image.version"],
+        env!("CARGO_PKG_VERSION"),
+        "ARG VERSION of the Dockerfile"
+    );
     // Nobody's number, so that `runAsNonRoot` can tell.
     assert!(
         wanted

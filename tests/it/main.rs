@@ -9,6 +9,7 @@ mod connections;
 mod docs;
 mod forged;
 mod http;
+mod image;
 mod process;
 mod properties;
 mod support;

@@ -125,19 +125,21 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   value: {{ .Values.log.format | quote }}
 {{- end -}}
 
-{{/* The names of the admission policies, one in each line. */}}
+{{/* The admission policies, NAME=ACTION in each line. */}}
+{{- define "reveille.policyActions" -}}
+{{- $root := . -}}
+{{- with .Values.policies -}}
+{{- range list (list "pod-marks" .podMarks) (list "binding-marks" .podMarks) (list "run-orders" .runOrders) (list "restore-orders" .runOrders) (list "hook-authors-pods" .hookAuthors.action) (list "hook-authors-workloads" .hookAuthors.action) (list "hook-authors-cronjobs" .hookAuthors.action) -}}
+{{- if ne (last .) "Off" }}
+- {{ include "reveille.fullname" $root }}-{{ join "=" . }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Their names. */}}
 {{- define "reveille.policyNames" -}}
-{{- $names := list -}}
-{{- if ne .Values.policies.podMarks "Off" -}}
-{{- $names = concat $names (list "pod-marks" "binding-marks") -}}
-{{- end -}}
-{{- if ne .Values.policies.runOrders "Off" -}}
-{{- $names = concat $names (list "run-orders" "restore-orders") -}}
-{{- end -}}
-{{- if ne .Values.policies.hookAuthors.action "Off" -}}
-{{- $names = concat $names (list "hook-authors-pods" "hook-authors-workloads" "hook-authors-cronjobs") -}}
-{{- end -}}
-{{- range $names }}
-- {{ include "reveille.fullname" $ }}-{{ . }}
+{{- range include "reveille.policyActions" . | fromYamlArray }}
+- {{ splitList "=" . | first }}
 {{- end -}}
 {{- end -}}

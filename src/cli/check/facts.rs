@@ -6,6 +6,7 @@ use k8s_openapi::api::{
 };
 use serde_json::Value;
 
+use super::rights::Right;
 use crate::{api::HookRun, cli::unserved::Unserved, infra::pki::Validity};
 
 /// What could be read; or why not.
@@ -54,6 +55,8 @@ pub struct Velero {
 /// One of Reveille's `ValidatingAdmissionPolicies`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
+    /// Its name.
+    pub name: String,
     /// The value of its label `reveille.dev/policy`.
     pub kind: String,
     /// What its binding says: `Deny`, `Warn`, `Audit`. Empty: nothing binds it, so it says nothing.
@@ -81,6 +84,8 @@ pub struct Installation {
     pub lease: Known<Option<Lease>>,
     /// What the waiter's account may do.
     pub rights: Known<Vec<(Right, bool)>>,
+    /// What the webhook's may.
+    pub webhook_rights: Known<Vec<(Right, bool)>>,
 }
 
 /// The public part of the Secret with the CA.
@@ -106,61 +111,6 @@ pub struct Probe {
     pub marked: bool,
     /// The API server's clock, in whole seconds.
     pub server_time: Option<Timestamp>,
-}
-
-/// Something that an account must be allowed to do.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Right {
-    /// The API group.
-    pub group: &'static str,
-    /// The resource, perhaps with a subresource: `pods/exec`.
-    pub resource: &'static str,
-    /// The verb.
-    pub verb: &'static str,
-    /// The namespace, if not all.
-    pub namespace: Option<String>,
-    /// The object, if not all.
-    pub name: Option<String>,
-}
-
-/// What the waiter can't work without.
-pub fn waiter_rights(configuration: &str, namespace: &str, lease: &str, ca_secret: Option<&str>) -> Vec<Right> {
-    let cluster = [
-        ("velero.io", "restores", &["get", "list", "watch", "patch"][..]),
-        ("", "pods", &["get", "list", "watch", "patch"]),
-        // Exec is a GET; from Kubernetes 1.35 on it also needs `create`.
-        ("", "pods/exec", &["get", "create"]),
-        ("", "pods/log", &["get"]),
-        ("", "namespaces", &["get"]),
-        ("reveille.dev", "hookruns", &["get", "list", "watch", "create"]),
-        ("reveille.dev", "hookruns/status", &["update"]),
-        ("events.k8s.io", "events", &["create", "patch"]),
-    ];
-    let right = |group, resource, verb| Right {
-        group,
-        resource,
-        verb,
-        namespace: None,
-        name: None,
-    };
-    let mut rights: Vec<Right> = cluster
-        .iter()
-        .flat_map(|(group, resource, verbs)| verbs.iter().map(move |verb| right(*group, *resource, *verb)))
-        .collect();
-    let of_release = |group, resource, verb, name: &str| Right {
-        namespace: Some(namespace.to_owned()),
-        name: Some(name.to_owned()),
-        ..right(group, resource, verb)
-    };
-    rights.extend(["get", "watch", "patch"].map(|verb| of_release("coordination.k8s.io", "leases", verb, lease)));
-    if let Some(secret) = ca_secret {
-        rights.extend(["get", "watch", "patch"].map(|verb| Right {
-            name: Some(configuration.to_owned()),
-            ..right("admissionregistration.k8s.io", "mutatingwebhookconfigurations", verb)
-        }));
-        rights.extend(["get", "watch", "update"].map(|verb| of_release("", "secrets", verb, secret)));
-    }
-    rights
 }
 
 /// The value of an argument `--name=value` of a container of the Deployment.

@@ -5,12 +5,13 @@ mod restores;
 #[cfg(test)]
 mod tests;
 
-use kube::CustomResourceExt;
+use kube::{CustomResourceExt, ResourceExt};
 use serde_json::Value;
 
 use super::{
     Finding,
     facts::{Facts, Policy, Velero},
+    rights::Layout,
 };
 use crate::api::HookRun;
 
@@ -207,6 +208,10 @@ fn policies(facts: &Facts) -> Finding {
             "the plan on a pod can be changed by whoever may change the pod",
         ),
         (
+            "binding-marks",
+            "the plan on a pod can be changed by whoever may bind pods to nodes",
+        ),
+        (
             "run-orders",
             "HookRuns can be written, and reruns be ordered, by people who may not exec into pods",
         ),
@@ -219,15 +224,12 @@ fn policies(facts: &Facts) -> Finding {
             "hooks can be written by people who may not exec into pods",
         ),
     ];
-    let is_there = |kind: &str| {
-        let of_kind: Vec<&Policy> = policies.iter().filter(|policy| policy.kind.starts_with(kind)).collect();
-        !of_kind.is_empty() && of_kind.iter().all(|policy| !policy.actions.is_empty())
-    };
-    let open: Vec<&str> = guards
-        .iter()
-        .filter(|(kind, _)| !is_there(kind))
-        .map(|(_, meaning)| *meaning)
-        .collect();
+    let is_there = |kind: &str| policies.iter().any(|policy| policy.kind.starts_with(kind));
+    let absent = guards.iter().filter(|(kind, _)| !is_there(kind));
+    let mut open: Vec<String> = absent.map(|(_, meaning)| (*meaning).to_owned()).collect();
+    let unbound = policies.iter().filter(|policy| policy.actions.is_empty());
+    open.extend(unbound.map(|policy| format!("{} is not bound", policy.name)));
+    open.extend(differing(&installed_policies(facts), policies));
     if open.is_empty() {
         let said: Vec<String> = policies
             .iter()
@@ -235,12 +237,34 @@ fn policies(facts: &Facts) -> Finding {
             .collect();
         return Finding::ok(CHECK, said.join(", "));
     }
-    let message = format!("policies are missing or not bound: {}", open.join("; "));
     Finding::warning(
         CHECK,
-        message,
-        "set the values under `policies` of the chart to Deny or Audit",
+        format!("policies are missing, not bound or changed: {}", open.join("; ")),
+        "helm upgrade puts them back; where they are Off, set the values under `policies` of the chart to Deny or Audit",
     )
+}
+
+/// The policies with which Reveille was installed, and their actions.
+fn installed_policies(facts: &Facts) -> Vec<(String, String)> {
+    let installations = facts.installations.as_ref().ok().into_iter().flatten();
+    let layouts = installations.filter_map(|one| {
+        let deployment = one.deployment.as_ref().ok()?.as_ref()?;
+        Some(Layout::of(deployment, &one.configuration.name_any(), &one.namespace))
+    });
+    layouts.flat_map(|layout| layout.policies).collect()
+}
+
+/// What is not any more as it was installed.
+fn differing(installed: &[(String, String)], policies: &[Policy]) -> Vec<String> {
+    let difference = |(name, action): &(String, String)| match policies.iter().find(|policy| policy.name == *name) {
+        None => Some(format!("{name} is gone")),
+        Some(policy) if policy.actions.is_empty() || action.is_empty() || policy.actions.contains(action) => None,
+        Some(policy) => Some(format!(
+            "{name} says {} and was installed as {action}",
+            policy.actions.join("+")
+        )),
+    };
+    installed.iter().filter_map(difference).collect()
 }
 
 /// Some of these names, and how many more there are.

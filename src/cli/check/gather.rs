@@ -26,19 +26,17 @@ use serde_json::{Value, json};
 use tokio_rustls::TlsConnector;
 
 use super::{
-    facts::{
-        CaSecret, Facts, Installation, Known, Policy, Probe, Replica, Right, Velero, argument, arguments, waiter_rights,
-    },
+    facts::{CaSecret, Facts, Installation, Known, Policy, Probe, Replica, Velero, argument, arguments},
     restores::{unmarked, unplanned},
+    rights::{Layout, Right},
 };
 use crate::{
     admission::Mode,
-    api::HookRun,
     cli::unserved,
     hooks::restored::RestoreInfo,
     infra::{
         ca_store::CERTIFICATE_KEY,
-        kube::{is_not_found, reason},
+        kube::{hook_runs, is_not_found, reason},
         pki::{self, Validity, service_names},
     },
     names::{INJECTION_LABEL, MODE_ANNOTATION, OWNER_ANNOTATION, POLICY_LABEL, VELERO_RESTORE_LABEL},
@@ -65,7 +63,7 @@ pub(super) async fn facts(client: &Client, name: &str, now: Timestamp) -> Facts 
         .map(|all| all.into_iter().map(|(_, info)| info).collect())
         .map_err(words);
     let pods = restored_pods(client).await;
-    let all_runs = Api::<HookRun>::all(client.clone()).list(&ListParams::default()).await;
+    let all_runs = hook_runs(client, &ListParams::default()).await;
     let unserved = match &restores {
         Ok(restores) => {
             let restores: Vec<&RestoreInfo> = restores.iter().collect();
@@ -81,7 +79,7 @@ pub(super) async fn facts(client: &Client, name: &str, now: Timestamp) -> Facts 
         crd: crd(client).await,
         blueprints: blueprints(client).await,
         policies: policies(client).await,
-        runs: all_runs.map(|list| list.items).map_err(words),
+        runs: all_runs.map_err(words),
         unplanned: restores.as_ref().map_err(Clone::clone).and_then(|restores| {
             let pods = pods?;
             Ok(unplanned(restores, &pods, mode, &out_of_scope?, now))
@@ -241,6 +239,7 @@ async fn policies(client: &Client) -> Known<Vec<Policy>> {
         actions.cloned().collect::<Vec<String>>()
     };
     let read = policies.iter().map(|policy| Policy {
+        name: policy.name_any(),
         kind: policy.labels().get(POLICY_LABEL).cloned().unwrap_or_default(),
         actions: actions(&policy.name_any()),
     });
@@ -288,10 +287,13 @@ async fn installation(
         .await
         .map_err(words);
     let found = deployment.as_ref().ok().and_then(Option::as_ref);
-    let lease_name = found.and_then(|deployment| argument(deployment, "waiter", "lease"));
-    let lease_name = lease_name.map_or_else(|| format!("{name}-waiter"), str::to_owned);
+    // Whoever may not read the Deployment may be the waiter itself.
+    let layout = found.map_or_else(
+        || Layout::usual(&name, &namespace),
+        |deployment| Layout::of(deployment, &name, &namespace),
+    );
     let lease = Api::<Lease>::namespaced(client.clone(), &namespace)
-        .get_opt(&lease_name)
+        .get_opt(&layout.lease)
         .await
         .map_err(words);
     let secret = found.and_then(|deployment| argument(deployment, "webhook", "ca-secret"));
@@ -300,14 +302,10 @@ async fn installation(
         None => Ok(None),
     };
     let replicas = replicas(client, &configuration, &namespace, &service, found).await;
-    // Whoever may not read the Deployment may be the waiter itself.
-    let usual_secret = format!("{name}-ca");
-    let wanted = match found {
-        Some(_) => waiter_rights(&name, &namespace, &lease_name, secret),
-        None => waiter_rights(&name, &namespace, &lease_name, Some(&usual_secret)),
-    };
     let account = found.and_then(|deployment| account(deployment, &namespace));
-    let rights = rights(client, &namespace, account, wanted).await;
+    let webhook_user = Some(layout.webhook_user());
+    let webhook_rights = rights(client, &namespace, webhook_user, layout.webhook_rights()).await;
+    let rights = rights(client, &namespace, account, layout.waiter_rights()).await;
     Installation {
         probe: probe(client).await,
         configuration,
@@ -318,6 +316,7 @@ async fn installation(
         replicas,
         lease,
         rights,
+        webhook_rights,
     }
 }
 
@@ -340,7 +339,7 @@ fn account(deployment: &Deployment, namespace: &str) -> Option<String> {
     Some(format!("system:serviceaccount:{namespace}:{name}"))
 }
 
-/// Asks the API server what the waiter's account may do: as the account itself if this is it, else about it.
+/// Asks the API server what an account may do: as the account itself if this is it, else about it.
 async fn rights(
     client: &Client,
     namespace: &str,

@@ -7,6 +7,7 @@ mod gather;
 pub mod hooks;
 mod report;
 mod restores;
+pub mod rights;
 
 use std::process::ExitCode;
 

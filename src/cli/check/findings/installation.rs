@@ -7,7 +7,10 @@ use kube::ResourceExt;
 use super::Finding;
 use crate::{
     admission::Mode,
-    cli::check::facts::{Facts, Installation, Known, Right, argument},
+    cli::check::{
+        facts::{Facts, Installation, Known, argument},
+        rights::Right,
+    },
     infra::pki::{self, Validity},
 };
 
@@ -56,7 +59,8 @@ fn of_one(installation: &Installation, now: Timestamp) -> Vec<Finding> {
     found.extend(replicas(installation, now));
     found.extend(probe(installation));
     found.push(waiter(installation, now));
-    found.push(rights(installation));
+    found.push(rights("rights", "waiter", &installation.rights));
+    found.push(rights("webhook-rights", "webhook", &installation.webhook_rights));
     found.extend(clocks(installation, now));
     found
 }
@@ -256,7 +260,8 @@ fn probe(installation: &Installation) -> Option<Finding> {
     match &installation.probe {
         Ok(Some(probe)) if probe.marked => Some(Finding::ok(
             CHECK,
-            "the API server calls the webhook and trusts it (dry run)",
+            "the API server calls the webhook and trusts it (a dry run, perhaps over a connection that it kept; `certificate` tells of new \
+             ones)",
         )),
         Ok(Some(_)) => Some(Finding::error(
             CHECK,
@@ -305,11 +310,10 @@ fn waiter(installation: &Installation, now: Timestamp) -> Finding {
     }
 }
 
-fn rights(installation: &Installation) -> Finding {
-    const CHECK: &str = "rights";
-    let rights = match &installation.rights {
+fn rights(check: &'static str, whose: &str, rights: &Known<Vec<(Right, bool)>>) -> Finding {
+    let rights = match rights {
         Ok(rights) => rights,
-        Err(reason) => return Finding::unknown(CHECK, format!("the waiter's rights: {reason}")),
+        Err(reason) => return Finding::unknown(check, format!("the {whose}'s rights: {reason}")),
     };
     let refused: Vec<String> = rights
         .iter()
@@ -317,14 +321,12 @@ fn rights(installation: &Installation) -> Finding {
         .map(|(right, _)| words(right))
         .collect();
     if refused.is_empty() {
-        return Finding::ok(
-            CHECK,
-            format!("the waiter's account has all {} that it needs", rights.len()),
-        );
+        let message = format!("the {whose}'s account has all {} that it needs", rights.len());
+        return Finding::ok(check, message);
     }
     Finding::error(
-        CHECK,
-        format!("the waiter's account may not {}", refused.join(", ")),
+        check,
+        format!("the {whose}'s account may not {}", refused.join(", ")),
         "helm upgrade with rbac.create=true, or grant what templates/rbac.yaml of the chart grants",
     )
 }

@@ -11,7 +11,8 @@ use crate::{
     cli::{
         check::{
             Findings, Severity,
-            facts::{CaSecret, Installation, Known, Policy, Probe, Replica, waiter_rights},
+            facts::{CaSecret, Installation, Known, Policy, Probe, Replica},
+            rights::{Layout, Right},
         },
         unserved::Unserved,
     },
@@ -44,7 +45,10 @@ fn deployment(ready: i32, mode: &str) -> Deployment {
         "metadata": {"name": "reveille"},
         "spec": {
             "replicas": 2, "selector": {},
-            "template": {"spec": {"containers": [{"name": "webhook", "args": [format!("--mode={mode}"), "--listen=0.0.0.0:10250"]}]}},
+            "template": {"spec": {"containers": [
+                {"name": "webhook", "args": [format!("--mode={mode}"), "--listen=0.0.0.0:10250"]},
+                {"name": "waiter", "args": POLICIES.map(|kind| format!("--policy=reveille-{kind}=Deny"))},
+            ]}},
         },
         "status": {"readyReplicas": ready},
     }))
@@ -65,7 +69,8 @@ fn life(days_before: i64, days_after: i64) -> Validity {
 /// A cluster in which all is well.
 fn healthy() -> Facts {
     let ca = Ca::generate(now()).unwrap().certificate;
-    let rights = waiter_rights("reveille", "reveille", "reveille-waiter", Some("reveille-ca"));
+    let layout = Layout::usual("reveille", "reveille");
+    let well = |rights: Vec<Right>| Ok(rights.into_iter().map(|right| (right, true)).collect());
     Facts {
         now: now(),
         kubernetes: Ok("1.34".to_owned()),
@@ -77,9 +82,7 @@ fn healthy() -> Facts {
         restores_exist: Ok(true),
         crd: Ok(Some(serde_json::to_value(HookRun::crd()).unwrap())),
         blueprints: Ok(None),
-        policies: Ok(["pod-marks", "run-orders", "restore-orders", "hook-authors-pods"]
-            .map(policy)
-            .to_vec()),
+        policies: Ok(POLICIES.map(policy).to_vec()),
         installations: Ok(vec![Installation {
             configuration: configuration(&ca, "Ignore"),
             namespace: "reveille".to_owned(),
@@ -95,7 +98,8 @@ fn healthy() -> Facts {
                 server_time: Some(now()),
             })),
             lease: Ok(Some(lease(5, "reveille-1"))),
-            rights: Ok(rights.into_iter().map(|right| (right, true)).collect()),
+            rights: well(layout.waiter_rights()),
+            webhook_rights: well(layout.webhook_rights()),
         }]),
         runs: Ok(Vec::new()),
         unplanned: Ok(Vec::new()),
@@ -104,8 +108,17 @@ fn healthy() -> Facts {
     }
 }
 
+const POLICIES: [&str; 5] = [
+    "pod-marks",
+    "binding-marks",
+    "run-orders",
+    "restore-orders",
+    "hook-authors-pods",
+];
+
 fn policy(kind: &str) -> Policy {
     Policy {
+        name: format!("reveille-{kind}"),
         kind: kind.to_owned(),
         actions: vec!["Deny".to_owned()],
     }
@@ -206,6 +219,29 @@ fn policies_that_are_missing_or_bind_nobody() {
     );
     let unbound = found(|facts| facts.policies.as_mut().unwrap()[0].actions.clear());
     assert_eq!(unbound, [("policies", WARNING)]);
+    for policy in 0..POLICIES.len() {
+        let gone = found(|facts| drop(facts.policies.as_mut().unwrap().remove(policy)));
+        assert_eq!(gone, [("policies", WARNING)], "{policy}");
+        let weaker = found(|facts| facts.policies.as_mut().unwrap()[policy].actions = vec!["Audit".to_owned()]);
+        assert_eq!(weaker, [("policies", WARNING)], "{policy}");
+    }
+    // One of several of a kind.
+    let one_of_three = found(|facts| {
+        let deployment = facts.installations.as_mut().unwrap()[0].deployment.as_mut().unwrap();
+        let pod = deployment
+            .as_mut()
+            .unwrap()
+            .spec
+            .as_mut()
+            .unwrap()
+            .template
+            .spec
+            .as_mut()
+            .unwrap();
+        let arguments = pod.containers[1].args.as_mut().unwrap();
+        arguments.push("--policy=reveille-hook-authors-cronjobs=Audit".to_owned());
+    });
+    assert_eq!(one_of_three, [("policies", WARNING)]);
 }
 
 #[test]
@@ -321,6 +357,10 @@ fn the_waiter() {
         broken(|one| one.rights.as_mut().unwrap()[3].1 = false),
         [("rights", ERROR)]
     );
+    assert_eq!(
+        broken(|one| one.webhook_rights.as_mut().unwrap()[0].1 = false),
+        [("webhook-rights", ERROR)]
+    );
 }
 
 #[test]
@@ -386,13 +426,14 @@ fn what_can_not_be_read_is_unknown() {
         one.probe = Err(no());
         one.lease = Err(no());
         one.rights = Err(no());
+        one.webhook_rights = Err(no());
     });
     let mut checks: BTreeMap<&str, usize> = BTreeMap::new();
     for (check, severity) in all {
         assert_eq!(severity, UNKNOWN, "{check}");
         *checks.entry(check).or_default() += 1;
     }
-    assert_eq!(checks.len(), 15, "{checks:?}");
+    assert_eq!(checks.len(), 16, "{checks:?}");
     assert_eq!(
         found(|facts| facts.installations = Err(no())),
         [("webhook-configuration", UNKNOWN)]
