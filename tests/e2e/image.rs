@@ -28,7 +28,7 @@ fn of_dockerfile() -> Image {
     let stage = text.rsplit("\nFROM ").next().unwrap();
     assert!(stage.starts_with("scratch\n"), "the last stage begins with nothing");
     let mut image = Image::default();
-    let mut arguments = Vec::new();
+    let mut arguments: Vec<(String, String)> = Vec::new();
     for line in stage.lines() {
         let Some((word, rest)) = line.split_once(' ') else {
             continue;

@@ -5,6 +5,9 @@ use k8s_openapi::api::apps::v1::Deployment;
 
 use super::facts::{argument, arguments};
 
+/// The group of webhook configurations and policies.
+const ADMISSION: &str = "admissionregistration.k8s.io";
+
 /// Something that an account must be allowed to do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Right {
@@ -125,7 +128,6 @@ impl Layout {
             self.deletes_runs
                 .then(|| Right::new("reveille.dev", "hookruns", "delete")),
         );
-        const ADMISSION: &str = "admissionregistration.k8s.io";
         if let Some(name) = &self.configuration {
             let verbs = each(
                 ADMISSION,
