@@ -23,6 +23,13 @@ pub enum Outcome {
     Exited(i32),
     /// It never started, and why.
     Refused(String),
+    /// The API server would not hear of it (401, 403, 429), so it never started; it may start once that has changed.
+    TurnedAway {
+        /// The HTTP status.
+        code: u16,
+        /// What the API server said.
+        why: String,
+    },
     /// Its time was over.
     TimedOut {
         /// The time.
@@ -42,7 +49,7 @@ impl Outcome {
         match self {
             Self::Exited(0) => (HookState::Succeeded, "", String::new()),
             Self::Exited(code) => (HookState::Failed, "NonZeroExitCode", format!("exit code {code}")),
-            Self::Refused(why) => (
+            Self::Refused(why) | Self::TurnedAway { why, .. } => (
                 HookState::Failed,
                 "NotStarted",
                 format!("the command could not be started: {why}"),

@@ -48,7 +48,7 @@ pub fn first_status(spec: &HookRunSpec, now: Timestamp) -> HookRunStatus {
     let mut status = HookRunStatus {
         post: post.collect(),
         init: init.collect(),
-        message: "waits for its containers".to_owned(),
+        message: "nothing has been started yet".to_owned(),
         conditions: unusual(spec, now),
         ..HookRunStatus::default()
     };

@@ -218,6 +218,10 @@ impl Exec for ApiExec {
         let report = match outcome {
             // The kubelet and the runtime may quote the command.
             Outcome::Refused(why) => return Report::silent(Outcome::Refused(said(&self.rules, &why))),
+            Outcome::TurnedAway { code, why } => {
+                let why = said(&self.rules, &why);
+                return Report::silent(Outcome::TurnedAway { code, why });
+            }
             Outcome::Lost(why) => self.report(Outcome::Lost(said(&self.rules, &why)), &output),
             outcome => self.report(outcome, &output),
         };
@@ -273,9 +277,24 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, tail: &mut Tail, mut answe
     }
 }
 
+/// Whether the API server turns a call away before it looks at it, for a reason that may pass: rights, or too many calls.
+const fn is_passing(code: u16) -> bool {
+    matches!(code, 401 | 403 | 429)
+}
+
 /// What a failed attempt to attach says about the command.
 pub(crate) fn not_attached(error: &kube::Error) -> Outcome {
     match error {
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) if is_passing(code.as_u16()) => {
+            Outcome::TurnedAway {
+                code: code.as_u16(),
+                why: format!("the API server answered {code}"),
+            }
+        }
+        kube::Error::Api(status) if is_passing(status.code) => Outcome::TurnedAway {
+            code: status.code,
+            why: status.message.clone(),
+        },
         // A gateway's timeout may come after the command has started; other refusals come before.
         kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code))
             if !matches!(code.as_u16(), 502..=504) =>

@@ -2,9 +2,12 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures::FutureExt;
+use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::infra::lease::Standing;
@@ -14,6 +17,7 @@ use crate::infra::lease::Standing;
 pub struct Gate {
     standing: Arc<Standing>,
     total: Arc<Semaphore>,
+    in_total: usize,
     per_namespace: usize,
     namespaces: Mutex<HashMap<String, Arc<Semaphore>>>,
     claims: Mutex<Claims>,
@@ -32,6 +36,59 @@ pub struct Place {
     _in_total: OwnedSemaphorePermit,
 }
 
+/// Why a command may not start yet although its container is up: as many run as may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crowd {
+    /// Since when this process has waited for a place for it.
+    pub since: Timestamp,
+    /// How many run, in words.
+    pub message: String,
+}
+
+/// A run's place, or its way to one. It keeps its turn while the run does other things.
+#[derive(Default)]
+pub enum Slot {
+    /// None is wanted.
+    #[default]
+    Free,
+    /// It waits for one.
+    Awaited {
+        /// Since when.
+        since: Timestamp,
+        /// Comes when it is its turn.
+        place: Pin<Box<dyn Future<Output = Option<Place>> + Send + Sync>>,
+    },
+    /// It has one.
+    Taken(Place),
+}
+
+impl Slot {
+    /// Asks for a place, if that was not done before; tells why there is none, if so.
+    pub fn ask(&mut self, gate: &Gate, namespace: &str, now: Timestamp) -> Option<Crowd> {
+        if matches!(self, Self::Free) {
+            let place = Box::pin(gate.place(namespace));
+            *self = Self::Awaited { since: now, place };
+        }
+        // A look, no more; whoever waits is woken by `comes`.
+        let _ = self.comes().now_or_never();
+        match self {
+            Self::Awaited { since, .. } => Some(Crowd {
+                since: *since,
+                message: gate.crowd(namespace),
+            }),
+            Self::Free | Self::Taken(_) => None,
+        }
+    }
+
+    /// Ends when the place that it waits for has come; never, if it waits for none.
+    pub async fn comes(&mut self) {
+        match self {
+            Self::Awaited { place, .. } => *self = place.await.map_or(Self::Free, Self::Taken),
+            Self::Free | Self::Taken(_) => std::future::pending().await,
+        }
+    }
+}
+
 /// The right to record a start and to run its command to the end. While one is open the process says that it is alive.
 #[derive(Debug)]
 pub struct Claim {
@@ -44,21 +101,35 @@ impl Gate {
         Self {
             standing,
             total: Arc::new(Semaphore::new(total)),
+            in_total: total,
             per_namespace,
             namespaces: Mutex::default(),
             claims: Mutex::default(),
         }
     }
 
-    /// Waits for a place. `None` never comes: the semaphores are not closed.
-    pub async fn place(&self, namespace: &str) -> Option<Place> {
-        // First the narrower one: who waits there must not take a place in total from other namespaces.
-        let in_namespace = self.namespace(namespace).acquire_owned().await.ok()?;
-        let in_total = Arc::clone(&self.total).acquire_owned().await.ok()?;
-        Some(Place {
-            _in_namespace: in_namespace,
-            _in_total: in_total,
-        })
+    /// Waits for a place; who waits first is served first. `None` never comes: the semaphores are not closed.
+    pub fn place(&self, namespace: &str) -> impl Future<Output = Option<Place>> + Send + Sync + use<> {
+        let (in_namespace, in_total) = (self.namespace(namespace), Arc::clone(&self.total));
+        async move {
+            // First the narrower one: who waits there must not take a place in total from other namespaces.
+            let in_namespace = in_namespace.acquire_owned().await.ok()?;
+            let in_total = in_total.acquire_owned().await.ok()?;
+            Some(Place {
+                _in_namespace: in_namespace,
+                _in_total: in_total,
+            })
+        }
+    }
+
+    /// Why there is no place in a namespace now, in words.
+    fn crowd(&self, namespace: &str) -> String {
+        if self.total.available_permits() == 0 {
+            return format!("{} commands run, and no more may at once", self.in_total);
+        }
+        let limit = self.per_namespace;
+        let running = limit.saturating_sub(self.namespace(namespace).available_permits());
+        format!("{running} commands run in namespace {namespace}, {limit} at most may at once")
     }
 
     fn namespace(&self, name: &str) -> Arc<Semaphore> {

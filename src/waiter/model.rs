@@ -218,6 +218,7 @@ impl World {
             finishing: &finishing,
             run_limit: DEFAULT_RUN_LIMIT,
             report_after: jiff::SignedDuration::from_secs(30),
+            crowd: None,
             failed_elsewhere: None,
             controls: &Controls::default(),
         };

@@ -33,7 +33,7 @@ pub(super) fn next_attempt(
 fn is_worth_it(hook: &PostHook, outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Exited(code) => *code != 0,
-        Outcome::Refused(_) => true,
+        Outcome::Refused(_) | Outcome::TurnedAway { .. } => true,
         Outcome::TimedOut { ended, .. } => *ended,
         Outcome::Lost(_) | Outcome::ProcessGone => hook.retry.on_unknown == OnUnknown::Retry,
     }

@@ -19,7 +19,7 @@ use super::{
     begin,
     events::{self, Events},
     exec::Exec,
-    gate::{Gate, Place},
+    gate::{Gate, Slot},
     intake::{self, Intake},
     missed::{Missed, Resolved},
     pod_view::PodView,
@@ -101,7 +101,7 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
         marked: false,
         reported: false,
         cleaned: false,
-        place: None,
+        slot: Slot::Free,
         context: &context,
         key: key.clone(),
     };
@@ -121,7 +121,7 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
                 task.tell_setback(&advice, &error).await;
                 // What failed may have been written all the same, or by somebody else: look again.
                 task.run = None;
-                task.place = None;
+                task.slot = Slot::Free;
                 Some(advice.pause)
             }
         };
@@ -133,6 +133,7 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
         };
         tokio::select! {
             () = bell.notified() => {}
+            () = task.slot.comes() => {}
             () = timer => {}
             () = context.stop.cancelled() => {}
         }
@@ -159,8 +160,8 @@ struct RunTask<'a, E> {
     reported: bool,
     /// The plan has been taken off the pod.
     cleaned: bool,
-    /// A place among the commands that may run at once.
-    place: Option<Place>,
+    /// Its place among the commands that may run at once.
+    slot: Slot,
 }
 
 impl<E: Exec> RunTask<'_, E> {
@@ -226,10 +227,15 @@ impl<E: Exec> RunTask<'_, E> {
             failed_elsewhere: failed_elsewhere.as_deref(),
             controls: &self.context.queue.controls(&self.key),
             report_after: self.context.report_after,
+            crowd: None,
         };
-        let step = step::next(&situation);
+        let mut step = step::next(&situation);
         if !matches!(step, Step::Execute { .. }) {
-            self.place = None;
+            self.slot = Slot::Free;
+        } else if let Some(crowd) = self.slot.ask(&self.context.gate, &self.key.namespace, situation.now) {
+            // Until its turn comes it does all that a run does that waits.
+            let crowd = Some(&crowd);
+            step = step::next(&Situation { crowd, ..situation });
         }
         match step {
             Step::Execute { hook, status } => self.execute(hook, status).await,

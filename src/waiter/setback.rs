@@ -27,6 +27,7 @@ pub(super) enum Kind {
 pub(super) struct Setbacks {
     pause: Duration,
     said: String,
+    lasting: bool,
 }
 
 /// What to do after a failure.
@@ -38,6 +39,8 @@ pub(super) struct Advice {
     pub(super) kind: Kind,
     /// It has not been said yet.
     pub(super) is_news: bool,
+    /// It is time to say on the pod that its hooks can't go on.
+    pub(super) is_to_be_told: bool,
 }
 
 impl Default for Setbacks {
@@ -45,6 +48,7 @@ impl Default for Setbacks {
         Self {
             pause: FIRST_PAUSE,
             said: String::new(),
+            lasting: false,
         }
     }
 }
@@ -62,10 +66,17 @@ impl Setbacks {
         let words = reason(error);
         let is_news = words != self.said;
         self.said = words;
+        let is_to_be_told = match kind {
+            Kind::Refused => is_news,
+            // What passes by itself is told once, if it does not.
+            Kind::Passing => self.pause == MAX_PAUSE && !std::mem::replace(&mut self.lasting, true),
+            Kind::NamespaceEnds => false,
+        };
         Advice {
             pause: self.pause,
             kind,
             is_news,
+            is_to_be_told,
         }
     }
 
@@ -123,10 +134,17 @@ mod tests {
         assert_eq!((ends.kind, ends.pause), (Kind::NamespaceEnds, MAX_REFUSED_PAUSE));
         let mut setbacks = Setbacks::default();
         let mut pause = Duration::ZERO;
-        for _ in 0..20 {
-            pause = setbacks.after(&refused(500, "", "etcd")).pause;
+        let mut told = Vec::new();
+        for number in 0..20 {
+            let advice = setbacks.after(&refused(500, "", "etcd"));
+            pause = advice.pause;
+            told.extend(advice.is_to_be_told.then_some(number));
         }
-        assert_eq!(pause, MAX_PAUSE);
+        assert_eq!(
+            (pause, told),
+            (MAX_PAUSE, vec![7]),
+            "once, when it has lasted for a while"
+        );
         assert_eq!(kind(&refused(409, "", "conflict")), Kind::Passing);
     }
 }

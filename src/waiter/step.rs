@@ -9,6 +9,7 @@ use super::{
     conditions,
     control::{self, cancel_in_force, clocks_began, clocks_began_with, current_attempts},
     end::{conclude, current_failure, pod_end, runs_commands},
+    gate::Crowd,
     init,
     pod_view::{ContainerView, PodView},
     waiting,
@@ -46,6 +47,8 @@ pub struct Situation<'a> {
     pub controls: &'a Controls,
     /// How long a run may wait before it says what for.
     pub report_after: SignedDuration,
+    /// Nothing may start now, for as many commands run as may.
+    pub crowd: Option<&'a Crowd>,
 }
 
 /// What to do next.
@@ -77,7 +80,9 @@ pub enum Step {
 
 /// What to do next for a run. To be asked only while this process runs none of its commands.
 pub fn next(situation: &Situation) -> Step {
-    let Situation { spec, pod, now, .. } = *situation;
+    let Situation {
+        spec, pod, now, crowd, ..
+    } = *situation;
     match decide(situation) {
         Step::Execute { hook, mut status } => {
             conditions::refresh(&mut status, now);
@@ -87,7 +92,7 @@ pub fn next(situation: &Situation) -> Step {
             if !is_busy(&status)
                 && !status.phase.is_final()
                 && status.paused_since.is_none()
-                && let Some(waiting) = waiting::reason(spec, &status, pod)
+                && let Some(waiting) = waiting::reason(spec, &status, pod, crowd)
             {
                 status.message = waiting::words(&waiting);
             }
@@ -149,6 +154,8 @@ fn decide(situation: &Situation) -> Step {
     for index in 0..new.post.len() {
         match take_up(situation, &mut new, index) {
             TakenUp::Nothing => {}
+            // It has not been begun: nothing is lost when it waits for its place as the others do.
+            TakenUp::Own if situation.crowd.is_some() => new = attempt::withdraw(&new, index, now),
             TakenUp::Own => {
                 return Step::Execute {
                     hook: index,
@@ -202,7 +209,8 @@ fn decide(situation: &Situation) -> Step {
     if has_cancelled {
         new.cancelled = cancel.cloned();
     }
-    if let Some(hook) = runnable(spec, &new, pod, now).filter(|_| !paused) {
+    let may_start = !paused && situation.crowd.is_none();
+    if let Some(hook) = runnable(spec, &new, pod, now).filter(|_| may_start) {
         attempt::begin(&mut new, hook, pod, process, now);
         return Step::Execute { hook, status: new };
     }

@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     conditions::{self, WAITING},
+    gate::Crowd,
     init,
     pod_view::{ContainerView, PodView},
     step::Situation,
@@ -22,6 +23,8 @@ pub(super) struct Waiting {
     pub(super) message: String,
 }
 
+/// The word for a hook that waits for a place among the commands that may run at once.
+const NO_FREE_SLOT: &str = "NoFreeSlot";
 /// The longest time between two reports of what has changed.
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 
@@ -43,7 +46,7 @@ pub(super) fn report(situation: &Situation) -> Report {
     let waiting = if status.paused_since.is_some() {
         None
     } else {
-        reason(spec, status, situation.pod)
+        reason(spec, status, situation.pod, situation.crowd)
     };
     let Some(waiting) = waiting else {
         return Report::Nothing;
@@ -61,7 +64,13 @@ pub(super) fn report(situation: &Situation) -> Report {
             .clamp(situation.report_after, LONGEST_PAUSE.max(situation.report_after)),
         None => situation.report_after,
     };
-    match last.checked_add(pause) {
+    // A place that comes soon is no news, however long the run had waited for other things before.
+    let queued = situation.crowd.filter(|_| waiting.reason == NO_FREE_SLOT);
+    let queued = queued.and_then(|crowd| crowd.since.checked_add(situation.report_after).ok());
+    match last
+        .checked_add(pause)
+        .map(|due| queued.map_or(due, |queued| due.max(queued)))
+    {
         Ok(due) if due > now => Report::At(due),
         Ok(_) => {
             let mut new = status.clone();
@@ -79,7 +88,12 @@ pub(super) fn words(waiting: &Waiting) -> String {
 }
 
 /// What the first hook that waits needs, or else an init container that is watched.
-pub(super) fn reason(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>) -> Option<Waiting> {
+pub(super) fn reason(
+    spec: &HookRunSpec,
+    status: &HookRunStatus,
+    pod: Option<&PodView>,
+    crowd: Option<&Crowd>,
+) -> Option<Waiting> {
     let pod = pod?;
     let waits = |reason: &str, message: String| {
         Some(Waiting {
@@ -98,10 +112,10 @@ pub(super) fn reason(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&Po
             return waits("ContainerNotRunning", format!("container {name} does not run yet"));
         };
         if view.running {
-            let not_ready = hook.wait_for_ready && !view.ready;
-            return not_ready
-                .then(|| waits("ContainerNotReady", format!("container {name} runs and is not ready")))
-                .flatten();
+            if hook.wait_for_ready && !view.ready {
+                return waits("ContainerNotReady", format!("container {name} runs and is not ready"));
+            }
+            return crowd.and_then(|crowd| waits(NO_FREE_SLOT, crowd.message.clone()));
         }
         if matches!(view.waiting.as_deref(), None | Some("PodInitializing"))
             && let Some(waiting) = initializing(pod)

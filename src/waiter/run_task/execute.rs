@@ -1,7 +1,7 @@
 //! Running a hook's command between the record of its start and that of its end.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::PostParams;
+use kube::{api::PostParams, core::Status};
 
 use super::{FIRST_PAUSE, LEASE_POLL, MAX_PAUSE, RunTask, Turn, until};
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
         attempt::{self, Outcome},
         counts,
         exec::{Command, Exec, Report},
+        gate::Slot,
         result_file::{Answer, Files, pause_after},
     },
 };
@@ -24,23 +25,15 @@ const LOOK_ON: jiff::SignedDuration = jiff::SignedDuration::from_mins(2);
 
 /// What is to be written after a start was recorded.
 pub(super) enum End {
-    /// The command has not been begun and may not be any more: the start is taken back.
-    Withdrawn,
+    /// The command has not been begun and may not be any more: the start is taken back. With the error that kept it, if one did.
+    Withdrawn(Option<kube::Error>),
     /// It has ended, or its end is not known.
     Ended(Report),
 }
 
 impl<E: Exec> RunTask<'_, E> {
-    /// Records the start, runs the command, records the end.
+    /// Records the start, runs the command, records the end. Only with a place among the commands that may run at once.
     pub(super) async fn execute(&mut self, hook: usize, started: HookRunStatus) -> Result<Turn, kube::Error> {
-        if self.place.is_none() {
-            tokio::select! {
-                place = self.context.gate.place(&self.key.namespace) => self.place = place,
-                () = self.context.stop.cancelled() => {}
-            }
-            // A place may have been long in coming: whether the hook may still start is asked again.
-            return Ok(Turn::Again);
-        }
         // From here on this process says that it lives, until the end is written.
         let Some(claim) = self.context.gate.claim() else {
             return Ok(Turn::Sleep(clock::now().checked_add(LEASE_POLL).ok()));
@@ -55,11 +48,13 @@ impl<E: Exec> RunTask<'_, E> {
         let end = self.begin(&run, hook, post).await;
         self.write_end(hook, &end).await;
         drop(claim);
-        if matches!(end, End::Withdrawn) {
+        self.slot = Slot::Free;
+        match end {
+            End::Withdrawn(Some(error)) => return Err(error),
             // What the start waits for comes with the watch.
-            tokio::time::sleep(FIRST_PAUSE).await;
+            End::Withdrawn(None) => tokio::time::sleep(FIRST_PAUSE).await,
+            End::Ended(_) => {}
         }
-        self.place = None;
         Ok(Turn::Again)
     }
 
@@ -69,18 +64,15 @@ impl<E: Exec> RunTask<'_, E> {
         let recorded = last_attempt(run.status.as_ref(), hook).and_then(|attempt| attempt.container_id.as_ref());
         // Exec goes by name: is it still that very pod? Nothing is run if that can't be told.
         let refused = match self.pod_now(&pod.name, &pod.uid).await {
-            Err(kube::Error::Api(status)) if status.code < 500 => {
-                format!("the pod could not be looked at before the start: {}", status.message)
-            }
-            Err(_) => return End::Withdrawn,
+            Err(error) => return End::Withdrawn(Some(error)),
             Ok(None) => "the pod is gone".to_owned(),
             Ok(Some(now)) if now.terminating => "the pod is being deleted".to_owned(),
             // The container was restarted meanwhile: is it up, and ready where that is asked?
             Ok(Some(now)) if now.containers.get(&post.container).and_then(|view| view.id.as_ref()) != recorded => {
-                return End::Withdrawn;
+                return End::Withdrawn(None);
             }
             // All this may have taken its time.
-            Ok(Some(_)) if !self.context.gate.is_open() => return End::Withdrawn,
+            Ok(Some(_)) if !self.context.gate.is_open() => return End::Withdrawn(None),
             Ok(Some(_)) => String::new(),
         };
         if !refused.is_empty() {
@@ -103,7 +95,11 @@ impl<E: Exec> RunTask<'_, E> {
             };
             self.context.exec.run(command).await
         };
-        End::Ended(counts::timed(&self.context.metrics, command).await)
+        let report = counts::timed(&self.context.metrics, command).await;
+        match report.outcome {
+            Outcome::TurnedAway { code, why } => End::Withdrawn(Some(turned_away(code, &why))),
+            _ => End::Ended(report),
+        }
     }
 
     /// Runs a command under the script that keeps its result.
@@ -113,7 +109,7 @@ impl<E: Exec> RunTask<'_, E> {
         match (answer, &report.outcome) {
             (Some(Answer::Exited(code)), _) => report.with(Outcome::Exited(code)),
             (Some(Answer::Refused(why)), _) => Report::refused(&why),
-            (None, Outcome::Refused(_)) => report,
+            (None, Outcome::Refused(_) | Outcome::TurnedAway { .. }) => report,
             // The connection broke, or the time is over.
             _ => self.look_for_result(run, hook, post, folder).await,
         }
@@ -267,7 +263,7 @@ impl<E: Exec> RunTask<'_, E> {
                 return;
             }
             let new = match end {
-                End::Withdrawn => attempt::withdraw(status, hook, now),
+                End::Withdrawn(_) => attempt::withdraw(status, hook, now),
                 End::Ended(report) => {
                     let output = (report.stdout.clone(), report.stderr.clone());
                     attempt::record(&run.spec, status, hook, &report.outcome, output, now)
@@ -328,6 +324,12 @@ impl<E: Exec> RunTask<'_, E> {
         self.run = Some(written);
         Ok(())
     }
+}
+
+/// A call that the API server turned away, as the error that it is.
+fn turned_away(code: u16, why: &str) -> kube::Error {
+    let status = Status::failure(&format!("a command could not be started: {why}"), "").with_code(code);
+    kube::Error::Api(Box::new(status))
 }
 
 fn last_attempt(status: Option<&HookRunStatus>, hook: usize) -> Option<&Attempt> {

@@ -144,12 +144,14 @@ impl<E: Exec> RunTask<'_, E> {
                 );
             }
         }
-        if advice.is_news
-            && advice.kind == Kind::Refused
-            && let Some(pod) = self.context.queue.pod(&self.key)
-        {
+        let watched = self.context.queue.pod(&self.key).map(|pod| pod.identity.clone());
+        let pod = watched.or_else(|| Some(self.run.as_ref()?.spec.pod.clone()));
+        if let Some(pod) = pod.filter(|_| advice.is_to_be_told) {
+            let about = events::pod_reference(&self.key.namespace, &pod.name, &pod.uid);
             let note = format!("the hooks of this pod can't go on: {}", reason(error));
-            self.say(&pod, EventType::Warning, "HooksBlocked", "Blocked", &note)
+            let events = &self.context.events;
+            events
+                .publish(&about, EventType::Warning, "HooksBlocked", "Blocked", &note)
                 .await;
         }
     }

@@ -44,6 +44,10 @@ struct Server {
     /// For the writes of a status, in order; then all goes well.
     faults: Mutex<Vec<Option<Fault>>>,
     writes: AtomicUsize,
+    /// What the next looks at the pod are answered with.
+    pod_errors: Mutex<Vec<u16>>,
+    /// The reasons of Events.
+    events: Mutex<Vec<String>>,
 }
 
 impl Server {
@@ -72,6 +76,8 @@ impl Server {
             pod: Mutex::new(pod),
             faults: Mutex::new(faults.iter().rev().copied().collect()),
             writes: AtomicUsize::new(0),
+            pod_errors: Mutex::default(),
+            events: Mutex::default(),
         })
     }
 
@@ -90,14 +96,22 @@ impl Server {
         let path = parts.uri.path().to_owned();
         let (code, value) = match (&parts.method, path.as_str()) {
             (&Method::GET, path) if path.ends_with("/hookruns/r") => (200, self.run.lock().unwrap().clone()),
-            (&Method::GET, path) if path.ends_with("/pods/p") => (200, self.pod.lock().unwrap().clone()),
+            (&Method::GET, path) if path.ends_with("/pods/p") => match self.pod_errors.lock().unwrap().pop() {
+                Some(code) => (code, status(code)),
+                None => (200, self.pod.lock().unwrap().clone()),
+            },
             (&Method::PUT, path) if path.ends_with("/hookruns/r/status") => {
                 self.writes.fetch_add(1, Ordering::SeqCst);
                 let fault = self.faults.lock().unwrap().pop().flatten();
                 self.replace(serde_json::from_slice(&bytes).unwrap(), fault)
             }
             // Events.
-            (&Method::POST, _) => (201, serde_json::from_slice(&bytes).unwrap()),
+            (&Method::POST, _) => {
+                let event: Value = serde_json::from_slice(&bytes).unwrap();
+                let reason = event["reason"].as_str().unwrap_or_default().to_owned();
+                self.events.lock().unwrap().push(reason);
+                (201, event)
+            }
             _ => (404, status(404)),
         };
         let body = Body::from(serde_json::to_vec(&value).unwrap());
@@ -137,14 +151,19 @@ fn status(code: u16) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code, "reason": "", "message": ""})
 }
 
-/// Counts commands; each ends at once with exit code 0.
+/// Counts commands; each ends at once with exit code 0, but for those that are turned away first.
 #[derive(Debug, Default)]
 struct Runner {
     commands: AtomicUsize,
+    turned_away: Mutex<Vec<u16>>,
 }
 
 impl Exec for Arc<Runner> {
     async fn run(&self, _: Command<'_>) -> Report {
+        if let Some(code) = self.turned_away.lock().unwrap().pop() {
+            let why = "no".to_owned();
+            return Report::refused("").with(Outcome::TurnedAway { code, why });
+        }
         self.commands.fetch_add(1, Ordering::SeqCst);
         Report::refused("").with(Outcome::Exited(0))
     }
@@ -283,6 +302,90 @@ async fn a_place_that_comes_too_late_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_it_waits_for_a_place_it_says_so_and_can_be_cancelled() {
+    let setup = Setup::new(&[]);
+    let taken = setup.context.gate.place("n").await;
+    let bell = Arc::new(Notify::new());
+    let task = drive(Arc::clone(&setup.context), setup.key.clone(), Arc::clone(&bell));
+    let meanwhile = async {
+        // The pod's watch is not driven here, so the task looks at it now and then; the clock of the test does not wait.
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        {
+            let mut run = setup.server.run.lock().unwrap();
+            let cancel = json!({"id": "c", "by": "somebody", "at": "2026-01-01T00:00:00Z"}).to_string();
+            run["metadata"]["annotations"] = json!({"reveille.dev/cancel": cancel});
+            run["metadata"]["resourceVersion"] = json!("7");
+            let seen = serde_json::from_value(run.clone()).unwrap();
+            setup.context.queue.run_seen(seen);
+        }
+        bell.notify_one();
+    };
+    tokio::join!(task, meanwhile);
+    let status = setup.server.status();
+    assert_eq!(
+        (setup.commands(), status.post[0].reason.as_str()),
+        (0, "CancelledByUser")
+    );
+    // It keeps nobody from the place.
+    drop(taken);
+    let place = tokio::time::timeout(Duration::from_secs(1), setup.context.gate.place("n")).await;
+    assert!(place.is_ok_and(|place| place.is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_place_keeps_its_turn() {
+    let setup = Setup::new(&[]);
+    let taken = setup.context.gate.place("n").await;
+    let bell = Arc::new(Notify::new());
+    let task = drive(Arc::clone(&setup.context), setup.key.clone(), Arc::clone(&bell));
+    let others = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // One that comes later, and all sorts of reasons to look again.
+        let mut later = std::pin::pin!(setup.context.gate.place("n"));
+        assert!(futures::poll!(later.as_mut()).is_pending());
+        for _ in 0..3 {
+            bell.notify_one();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        drop(taken);
+        assert!(later.await.is_some());
+        assert_eq!(setup.commands(), 1, "the first has had its turn");
+    };
+    tokio::join!(task, others);
+    assert_once(&setup);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_api_server_turns_away_for_a_while_is_started_later_and_once() {
+    for code in [401, 403, 429] {
+        let setup = Setup::new(&[]);
+        *setup.runner.turned_away.lock().unwrap() = vec![code; 5];
+        setup.drive().await;
+        assert_once(&setup);
+        let blocked = setup
+            .server
+            .events
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|reason| reason == "HooksBlocked");
+        assert_eq!(blocked, code != 429, "{code}");
+        // A start, a withdrawal, and so on: there are pauses between them, not a loop.
+        assert_eq!(setup.server.writes.load(Ordering::SeqCst), 12);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_the_pod_that_fails_ends_no_hook() {
+    for code in [400, 401, 403, 429, 500, 503] {
+        let setup = Setup::new(&[]);
+        *setup.server.pod_errors.lock().unwrap() = vec![code; 6];
+        setup.drive().await;
+        assert_once(&setup);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
     let setup = Setup::new(&[]);
     let before = setup.server.pod.lock().unwrap().clone();
@@ -293,7 +396,7 @@ async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
         marked: true,
         reported: false,
         cleaned: false,
-        place: setup.context.gate.place("n").await,
+        slot: Slot::Taken(setup.context.gate.place("n").await.unwrap()),
         context: &setup.context,
         key: setup.key.clone(),
     };
@@ -311,6 +414,7 @@ async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
         failed_elsewhere: None,
         controls: &Controls::default(),
         report_after: SignedDuration::from_secs(30),
+        crowd: None,
     };
     let Step::Execute { hook, status } = step::next(&situation) else {
         panic!("the hook starts")

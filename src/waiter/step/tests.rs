@@ -103,6 +103,7 @@ fn asked(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, seco
         failed_elsewhere: None,
         controls,
         report_after: SignedDuration::MAX,
+        crowd: None,
     })
 }
 
@@ -225,6 +226,7 @@ fn a_failure_elsewhere_in_the_restore_cancels_with_its_reason() {
         failed_elsewhere: Some("hook x failed"),
         controls: &Controls::default(),
         report_after: SignedDuration::MAX,
+        crowd: None,
     };
     let end = recorded(next(&situation));
     assert_eq!(

@@ -65,7 +65,7 @@ fn main_is(policy: &str, state: Value) -> PodView {
 }
 
 fn said(spec: &HookRunSpec, pod: &PodView) -> (String, String) {
-    let waiting = reason(spec, &first_status(spec, at(0)), Some(pod)).expect("it waits");
+    let waiting = reason(spec, &first_status(spec, at(0)), Some(pod), None).expect("it waits");
     (waiting.reason, waiting.message)
 }
 
@@ -127,7 +127,7 @@ fn says_in_the_kubelets_word_and_ours_what_it_waits_for() {
     assert_eq!(said(&ready, &running).0, "ContainerNotReady");
     let spec = one();
     assert_eq!(
-        reason(&spec, &first_status(&spec, at(0)), Some(&running)),
+        reason(&spec, &first_status(&spec, at(0)), Some(&running), None),
         None,
         "it can start"
     );
@@ -199,6 +199,7 @@ fn written(spec: &HookRunSpec, views: &[(i64, PodView)], until: i64) -> (Vec<(i6
             failed_elsewhere: None,
             controls: &Controls::default(),
             report_after: SignedDuration::from_secs(30),
+            crowd: None,
         };
         match next(&situation) {
             Step::Record(new) => {
@@ -251,4 +252,99 @@ fn a_container_that_crashes_all_day_causes_few_writes() {
     let (said, _) = written(&one(), &views, 86_000);
     assert!((2..160).contains(&said.len()), "{} writes", said.len());
     assert!(said.windows(2).all(|two| two[1].0 - two[0].0 >= 30), "{said:?}");
+}
+
+/// A run whose hook could start at once, and for which there has been no place since 100.
+fn crowded(spec: &HookRunSpec, status: &HookRunStatus, now: i64, controls: &Controls) -> Step {
+    let crowd = Crowd {
+        since: at(100),
+        message: "3 commands run in namespace n, 3 at most may at once".to_owned(),
+    };
+    next(&Situation {
+        spec,
+        status,
+        pod: Some(&main_is("Always", json!({"running": {}}))),
+        now: at(now),
+        process: "me",
+        finishing: &BTreeMap::new(),
+        run_limit: DEFAULT_RUN_LIMIT,
+        failed_elsewhere: None,
+        controls,
+        report_after: SignedDuration::from_secs(30),
+        crowd: Some(&crowd),
+    })
+}
+
+#[test]
+fn a_hook_that_waits_for_a_place_says_so_after_a_while_in_the_queue() {
+    let spec = one();
+    let first = first_status(&spec, at(0));
+    // It had waited for other things before: that is of no account.
+    let quiet = crowded(&spec, &first, 101, &Controls::default());
+    assert_eq!(quiet, Step::Wait(Some(at(130))));
+    let Step::Record(told) = crowded(&spec, &first, 130, &Controls::default()) else {
+        panic!("it says so")
+    };
+    assert_eq!(
+        told.message,
+        "waits: 3 commands run in namespace n, 3 at most may at once"
+    );
+    let condition = told.conditions.iter().find(|condition| condition.type_ == WAITING);
+    let condition = condition.unwrap();
+    assert_eq!(
+        (condition.status.as_str(), condition.reason.as_str()),
+        ("True", "NoFreeSlot")
+    );
+    // Once is enough.
+    let limit = at(DEFAULT_RUN_LIMIT.as_secs());
+    assert_eq!(
+        crowded(&spec, &told, 200, &Controls::default()),
+        Step::Wait(Some(limit))
+    );
+}
+
+#[test]
+fn a_hook_that_waits_for_a_place_can_be_cancelled_and_paused_and_its_limits_hold() {
+    let request = |id: &str| {
+        let text = json!({"id": id, "by": "somebody", "at": at(0).to_string()}).to_string();
+        crate::control::Request::read(&text).expect("a request")
+    };
+    let recorded = |step| match step {
+        Step::Record(status) => status,
+        other => panic!("{other:?}"),
+    };
+    let spec = one();
+    let first = first_status(&spec, at(0));
+    let controls = Controls {
+        cancel: vec![request("c")],
+        ..Controls::default()
+    };
+    let end = recorded(crowded(&spec, &first, 101, &controls));
+    assert_eq!(
+        (end.post[0].state, end.post[0].reason.as_str()),
+        (HookState::Cancelled, "CancelledByUser")
+    );
+    let controls = Controls {
+        pause: Some(request("p")),
+        ..Controls::default()
+    };
+    assert!(recorded(crowded(&spec, &first, 101, &controls)).paused_since.is_some());
+    let mut limited = spec.clone();
+    limited.plan.post[0].wait_timeout = crate::duration::GoDuration::from_secs(110);
+    assert_eq!(
+        crowded(&limited, &first, 101, &Controls::default()),
+        Step::Wait(Some(at(110)))
+    );
+    let end = recorded(crowded(&limited, &first, 110, &Controls::default()));
+    assert_eq!(end.post[0].state, HookState::WaitTimedOut);
+    // A start that was recorded and not begun is taken back: it waits as the others do.
+    let mut begun = first;
+    begun.post[0].state = HookState::Started;
+    let attempt = json!({"number": 1, "claimedBy": "me", "startedAt": "2026-01-01T00:00:00.000000Z"});
+    begun.post[0].attempts = vec![serde_json::from_value(attempt).unwrap()];
+    let back = recorded(crowded(&spec, &begun, 101, &Controls::default()));
+    assert_eq!(
+        (back.post[0].state, back.post[0].attempts.len()),
+        (HookState::Waiting, 0)
+    );
 }

@@ -110,6 +110,7 @@ impl Shell {
                 finishing: &BTreeMap::new(),
                 run_limit: DEFAULT_RUN_LIMIT,
                 report_after: SignedDuration::from_secs(30),
+                crowd: None,
             };
             match next(&situation) {
                 Step::Execute { hook, status: new } => {

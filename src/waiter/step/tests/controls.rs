@@ -203,6 +203,7 @@ fn one_hook_runs_again_whatever_failed_before_it_and_elsewhere() {
         finishing: &BTreeMap::new(),
         run_limit: DEFAULT_RUN_LIMIT,
         report_after: SignedDuration::MAX,
+        crowd: None,
     };
     let (index, started) = executed(next(&situation));
     assert_eq!(index, 1);
