@@ -9,9 +9,12 @@ use std::{
 use futures::FutureExt;
 use tokio::sync::Notify;
 
-use super::{end::cancelling_failure, pod_view::PodView};
+use super::{end::cancelling_failure, init, pod_view::PodView};
 use crate::{
-    api::{HookRun, hook_run::RunPhase},
+    api::{
+        HookRun,
+        hook_run::{HookRunStatus, RunPhase},
+    },
     control::{Controls, Request, RerunRequest},
     hooks::restored::RestoreInfo,
     names::RERUN_ANNOTATION,
@@ -110,7 +113,11 @@ impl Queue {
         let key = RunKey::of_run(&run)?;
         forget_output(&mut run);
         let asked_again = run.open_rerun().is_some();
-        let unfinished = asked_again || run.status.as_ref().is_none_or(|status| !status.phase.is_final());
+        let unfinished = asked_again
+            || run
+                .status
+                .as_ref()
+                .is_none_or(|status| !status.phase.is_final() || watches_init(status));
         let mut state = self.lock();
         state.note_failure(&key, &run);
         let was_run_again = run.status.as_ref().is_some_and(|status| status.last_rerun().is_some());
@@ -183,6 +190,11 @@ impl Queue {
     /// All runs for which this holds.
     pub fn runs_that(&self, holds: impl Fn(&HookRun) -> bool) -> Vec<Arc<HookRun>> {
         self.lock().runs.values().filter(|run| holds(run)).cloned().collect()
+    }
+
+    /// The runs that have a task: they have not ended, or one of their init containers has not.
+    pub fn worked_on(&self) -> HashSet<RunKey> {
+        self.lock().bells.keys().cloned().collect()
     }
 
     /// Wakes the tasks of the runs for which this holds.
@@ -345,6 +357,11 @@ impl State {
             self.wake(|run| run.spec.plan.restore.as_ref().is_some_and(|of| of.uid == restore.uid));
         }
     }
+}
+
+/// A run that has ended, and of which an init container has not: its end is recorded, too.
+fn watches_init(status: &HookRunStatus) -> bool {
+    status.phase != RunPhase::Stale && status.init.iter().any(init::is_open)
 }
 
 /// Output is read by people, from the API server; here it would only take up memory, for as long as finished runs are kept.

@@ -10,7 +10,12 @@ use kube::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{counts, missed::RestoreTable, queue::Queue, restores::resource};
+use super::{
+    counts,
+    missed::RestoreTable,
+    queue::{Queue, RunKey},
+    restores::resource,
+};
 use crate::{
     api::HookRun,
     duration::GoDuration,
@@ -100,7 +105,14 @@ struct Sweeper {
 impl Sweeper {
     /// Deletes runs whose time is over; says whether all of them could be deleted.
     async fn sweep(&self, now: Timestamp) -> bool {
-        let is_due = |run: &HookRun| due(run, self.ttl).is_some_and(|due| due <= now);
+        let is_over = |run: &HookRun| due(run, self.ttl).is_some_and(|due| due <= now);
+        if self.queue.runs_that(is_over).is_empty() {
+            return true;
+        }
+        // Without its run a pod whose init containers are still watched would be taken for a new one.
+        let worked_on = self.queue.worked_on();
+        let is_idle = |run: &HookRun| RunKey::of_run(run).is_some_and(|key| !worked_on.contains(&key));
+        let is_due = |run: &HookRun| is_over(run) && is_idle(run);
         let all_due = self.queue.runs_that(is_due);
         if all_due.is_empty() {
             return true;

@@ -103,8 +103,8 @@ pub fn next(situation: &Situation) -> Step {
             conditions::refresh(&mut status, now);
             Step::Collect { hook, status }
         }
-        // It says already whose command is waited for.
-        Step::Wait(due) if is_busy(situation.status) => Step::Wait(due),
+        // It says already whose command is waited for, or how it has ended.
+        Step::Wait(due) if is_busy(situation.status) || situation.status.phase.is_final() => Step::Wait(due),
         Step::Wait(due) => match waiting::report(situation) {
             waiting::Report::Now(status) => Step::Record(*status),
             waiting::Report::At(report) => Step::Wait(Some(due.map_or(report, |due| due.min(report)))),
@@ -145,12 +145,16 @@ fn decide(situation: &Situation) -> Step {
         ));
     }
     if status.phase.is_final() {
-        return Step::Done;
+        let began = clocks_began(spec, status);
+        let limit = began.checked_add(run_limit).unwrap_or(Timestamp::MAX);
+        return match init::after_the_end(spec, status, pod, (limit, now)) {
+            Some(init::Watch::Record(new)) => Step::Record(new),
+            Some(init::Watch::Until(due)) => Step::Wait(Some(due)),
+            None => Step::Done,
+        };
     }
     let mut new = status.clone();
-    for (hook, state) in spec.plan.init.iter().zip(&mut new.init) {
-        init::observe(hook, state, pod, now);
-    }
+    init::observe_all(spec, &mut new, pod, now);
     for index in 0..new.post.len() {
         match take_up(situation, &mut new, index) {
             TakenUp::Nothing => {}

@@ -41,12 +41,16 @@ pub(super) enum Report {
 /// A run that waits says why once it has waited for a while, and again when the reason has changed, with growing pauses: a
 /// container that crashes again and again causes a bounded number of writes.
 pub(super) fn report(situation: &Situation) -> Report {
-    let Situation { spec, status, now, .. } = *situation;
+    let Situation {
+        spec, status, pod, now, ..
+    } = *situation;
+    let mut seen = status.clone();
+    init::observe_all(spec, &mut seen, pod, now);
     // A run that is paused says so, and waits for nothing else.
     let waiting = if status.paused_since.is_some() {
         None
     } else {
-        reason(spec, status, situation.pod, situation.crowd)
+        reason(spec, &seen, pod, situation.crowd)
     };
     let Some(waiting) = waiting else {
         return Report::Nothing;
@@ -73,7 +77,7 @@ pub(super) fn report(situation: &Situation) -> Report {
     {
         Ok(due) if due > now => Report::At(due),
         Ok(_) => {
-            let mut new = status.clone();
+            let mut new = seen;
             new.message = words(&waiting);
             conditions::waits(&mut new, &waiting, now);
             Report::Now(Box::new(new))

@@ -89,7 +89,9 @@ fn outcome(ended: &ExecOutcome, stdout: &[u8], stderr: &[u8], whole: bool, rules
             shown("; stdout", stdout, rules),
             shown("; stderr", stderr, rules)
         )),
-        ExecOutcome::Refused(why) => Outcome::Failed(format!("the command could not be started: {}", rules.words(why))),
+        ExecOutcome::Refused(why) | ExecOutcome::TurnedAway { why, .. } => {
+            Outcome::Failed(format!("the command could not be started: {}", rules.words(why)))
+        }
         // This function sets no limit of its own, and keeps no claims: neither comes out of an exec here.
         ExecOutcome::TimedOut { .. } | ExecOutcome::ProcessGone => {
             Outcome::Unknown("nobody knows how the command has ended".to_owned())

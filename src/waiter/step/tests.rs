@@ -433,3 +433,114 @@ fn an_init_container_that_takes_too_long_is_recorded_and_holds_nothing_up() {
 
 mod any_order;
 mod controls;
+
+/// A run whose hook has waited too long, because its pod's init container hangs: it ends at 60, and the container may run
+/// until 120.
+fn outlasted() -> (HookRunSpec, HookRunStatus, PodView) {
+    let mut spec = with_init();
+    spec.plan.init[0].timeout = GoDuration::from_secs(110);
+    spec.plan.post = vec![PostHook {
+        wait_timeout: GoDuration::from_secs(60),
+        ..hook("main")
+    }];
+    let mut pod = pod(&[]);
+    let running = ContainerView {
+        running: true,
+        started_at: Some(at(10)),
+        ..ContainerView::default()
+    };
+    pod.containers.insert("prepare".to_owned(), running);
+    let end = recorded(step(&spec, &first_status(&spec, at(0)), Some(&pod), 60));
+    assert_eq!(
+        (end.phase, end.post[0].state, end.init[0].state),
+        (RunPhase::PartiallyFailed, HookState::WaitTimedOut, InitState::Running)
+    );
+    (spec, end, pod)
+}
+
+/// That the verdict is the same.
+fn assert_same_verdict(old: &HookRunStatus, new: &HookRunStatus) {
+    assert_eq!(
+        (old.phase, &old.post, &old.finished_at, &old.message),
+        (new.phase, &new.post, &new.finished_at, &new.message)
+    );
+}
+
+#[test]
+fn init_containers_that_outlast_the_run_are_watched_to_their_end() {
+    let (spec, end, mut pod) = outlasted();
+    assert_eq!(step(&spec, &end, Some(&pod), 61), Step::Wait(Some(at(120))));
+    let late = recorded(step(&spec, &end, Some(&pod), 120));
+    assert_eq!(late.init[0].state, InitState::TimedOut);
+    assert!(
+        late.conditions
+            .iter()
+            .any(|condition| condition.type_ == "InitTimedOut" && condition.status == "True")
+    );
+    assert_same_verdict(&end, &late);
+    let limit = at(DEFAULT_RUN_LIMIT.as_secs());
+    assert_eq!(step(&spec, &late, Some(&pod), 121), Step::Wait(Some(limit)));
+    // In the end it ends.
+    pod.containers.insert("prepare".to_owned(), init_ended(3));
+    let known = recorded(step(&spec, &late, Some(&pod), 130));
+    assert_eq!(
+        (known.init[0].state, known.init[0].exit_code),
+        (InitState::TimedOut, Some(3))
+    );
+    assert_same_verdict(&end, &known);
+    assert_eq!(step(&spec, &known, Some(&pod), 131), Step::Done);
+}
+
+fn init_ended(code: i32) -> ContainerView {
+    ContainerView {
+        ended: Some(super::super::pod_view::Ended {
+            exit_code: code,
+            at: Some(at(80)),
+            started_at: Some(at(10)),
+        }),
+        ..ContainerView::default()
+    }
+}
+
+#[test]
+fn the_watch_over_init_containers_ends_with_the_pod_and_with_the_limit_of_the_run() {
+    let (spec, end, mut pod) = outlasted();
+    let gone = recorded(step(&spec, &end, None, 70));
+    assert_eq!(gone.init[0].state, InitState::Unknown);
+    assert_eq!(step(&spec, &gone, None, 71), Step::Done);
+    let over = recorded(step(&spec, &end, Some(&pod), DEFAULT_RUN_LIMIT.as_secs()));
+    assert_ne!(over.init[0].state, InitState::Running);
+    assert_eq!(
+        step(&spec, &over, Some(&pod), DEFAULT_RUN_LIMIT.as_secs() + 1),
+        Step::Done
+    );
+    // A pod that is being deleted still ends its containers; one that has ended does not.
+    pod.terminating = true;
+    assert!(matches!(step(&spec, &end, Some(&pod), 70), Step::Wait(_)));
+    "Failed".clone_into(&mut pod.phase);
+    let ended = recorded(step(&spec, &end, Some(&pod), 71));
+    assert_eq!(ended.init[0].state, InitState::Unknown);
+    assert_same_verdict(&end, &ended);
+    assert_eq!(step(&spec, &ended, Some(&pod), 72), Step::Done);
+}
+
+#[test]
+fn an_init_container_that_crashes_after_the_end_is_told_once() {
+    let (spec, end, mut pod) = outlasted();
+    pod.containers.insert("prepare".to_owned(), init_ended(1));
+    let failed = recorded(step(&spec, &end, Some(&pod), 80));
+    assert_eq!(
+        (failed.init[0].state, failed.init[0].exit_code),
+        (InitState::Failed, Some(1))
+    );
+    let again = ContainerView {
+        running: true,
+        ..init_ended(1)
+    };
+    pod.containers.insert("prepare".to_owned(), again);
+    assert!(matches!(step(&spec, &failed, Some(&pod), 81), Step::Wait(_)));
+    pod.containers.insert("prepare".to_owned(), init_ended(0));
+    let well = recorded(step(&spec, &failed, Some(&pod), 90));
+    assert_eq!(well.init[0].state, InitState::Succeeded);
+    assert_eq!(step(&spec, &well, Some(&pod), 91), Step::Done);
+}

@@ -348,3 +348,17 @@ fn a_hook_that_waits_for_a_place_can_be_cancelled_and_paused_and_its_limits_hold
         (HookState::Waiting, 0)
     );
 }
+
+#[test]
+fn the_report_of_a_run_that_waits_shows_its_init_containers_as_they_are() {
+    let spec = run(
+        json!([hook("main", false)]),
+        json!([{"name": "i", "source": "spec", "container": "prepare"}]),
+    );
+    let running = json!({"running": {"startedAt": at(5).to_string()}});
+    let status = json!({"phase": "Pending", "initContainerStatuses": [container("prepare", running)]});
+    let (said, status) = written(&spec, &[(0, pod("Always", status))], 100);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(status.init[0].state, InitState::Running);
+    assert!(status.init[0].started_at.is_some());
+}
