@@ -292,9 +292,12 @@ pub struct PostStatus {
     /// When it may be started again, while it waits for that after a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<MicroTime>,
-    /// Each time it was started.
+    /// Each time it was started, but for those that are left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
+    /// How many attempts are left out behind the first, because the record had become too large.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempts_left_out: u32,
     /// The number of the last rerun that it was part of; 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rerun: u32,
@@ -311,6 +314,14 @@ fn is_zero(number: &u32) -> bool {
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn is_no_time(time: &GoDuration) -> bool {
     time.is_zero()
+}
+
+impl PostStatus {
+    /// How often it was started.
+    pub fn times_started(&self) -> u32 {
+        let listed = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX);
+        listed.saturating_add(self.attempts_left_out)
+    }
 }
 
 /// One execution of a command.

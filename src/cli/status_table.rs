@@ -166,7 +166,7 @@ fn post_cells(post: &PostStatus, now: Timestamp) -> [String; 6] {
         post.container.clone(),
         post.name.clone(),
         format!("{:?}", post.state),
-        post.attempts.len().to_string(),
+        post.times_started().to_string(),
         time,
         reason,
     ]

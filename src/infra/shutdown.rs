@@ -99,6 +99,14 @@ impl Shutdown {
         self.background.spawn(self.clone().watched(name, task));
     }
 
+    /// Runs a task of which there are many; it may end when it likes. One that panics ends the process: what it was to do would
+    /// wait for ever, and the next process takes it up.
+    pub async fn unless_it_panics(self, name: &'static str, task: impl Future<Output = ()>) {
+        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            self.fail(name, "it panicked".to_owned());
+        }
+    }
+
     /// A task that ends early or badly, or panics, ends the process.
     async fn watched<E: Display>(self, name: &'static str, task: impl Future<Output = Result<(), E>>) {
         let reason = match AssertUnwindSafe(task).catch_unwind().await {
@@ -107,6 +115,10 @@ impl Shutdown {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it panicked".to_owned(),
         };
+        self.fail(name, reason);
+    }
+
+    fn fail(&self, name: &'static str, reason: String) {
         error!(
             task = name,
             reason, "a task ended that has to live as long as the process"
@@ -184,5 +196,11 @@ mod tests {
         let panicking = Shutdown::new();
         panicking.spawn_background("panicking", panics());
         assert!(panicking.finish(PATIENCE).await.is_err());
+        let one_of_many = Shutdown::new();
+        one_of_many.clone().unless_it_panics("run", async {}).await;
+        assert!(!one_of_many.stopping().is_cancelled());
+        let panics = async { assert!(std::hint::black_box(false), "boom") };
+        one_of_many.clone().unless_it_panics("run", panics).await;
+        assert!(one_of_many.finish(PATIENCE).await.is_err());
     }
 }

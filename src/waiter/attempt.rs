@@ -98,9 +98,7 @@ impl Attempt {
 /// Records the start of an attempt.
 pub(super) fn begin(status: &mut HookRunStatus, hook: usize, pod: Option<&PodView>, process: &str, now: Timestamp) {
     let Some(state) = status.post.get_mut(hook) else { return };
-    let number = u32::try_from(state.attempts.len())
-        .unwrap_or(u32::MAX)
-        .saturating_add(1);
+    let number = state.times_started().saturating_add(1);
     let container = pod.and_then(|pod| pod.containers.get(&state.container));
     state.attempts.push(Attempt {
         number,
@@ -158,9 +156,9 @@ pub fn record(
         let ended = new.post.iter().filter(|state| state.state.is_final()).count();
         new.message = format!("{ended} of {} post hooks have ended", new.post.len());
     }
-    budget::fit(&mut new);
     conclude(spec, &mut new, true, now);
     conditions::refresh(&mut new, now);
+    budget::fit(&mut new);
     new
 }
 
@@ -181,7 +179,7 @@ pub(super) fn finish(hook: &PostHook, state: &mut PostStatus, outcome: &Outcome,
         settle(state, end, reason, message);
         return false;
     };
-    let next = state.attempts.len() + 1;
+    let next = state.times_started().saturating_add(1);
     let all = state
         .attempts_before_rerun
         .saturating_add(hook.retry.limit())

@@ -1,44 +1,106 @@
-//! Keeps a `HookRun` small enough for etcd, however many hooks it has and however much they print. Pure.
+//! Keeps a `HookRun` small enough for etcd, however many hooks it has, however much they print and however often they are
+//! tried. Pure.
 
-use crate::api::hook_run::{Attempt, HookRunStatus};
+use std::io;
 
-/// Room for all output of one run, in bytes of JSON. Etcd takes 1.5 MiB; the rest is for plan and reasons.
-pub const OUTPUT_BUDGET: usize = 512 * 1024;
-/// Where cutting begins, in bytes of a stream.
+use super::events;
+use crate::api::hook_run::{HookRunStatus, PostStatus};
+
+/// The largest status, in bytes of JSON. Etcd takes 1.5 MiB; the rest is for the plan, of which a pod's annotations hold at most
+/// 256 KiB, and for the API server's own notes.
+pub const BUDGET: usize = 768 * 1024;
+/// Where cutting output begins, in bytes of a stream, and where it pauses: short output goes last.
 const FIRST_CUT: usize = 32 * 1024;
+const SHORT: usize = 1024;
 /// What stands before output that was cut here.
 const NOTE: &str = "… (cut further: the run's hooks have printed too much)\n";
+/// How long a message may be in a large record, in bytes.
+const SHORT_MESSAGE: usize = 100;
+/// How many of a hook's latest attempts stay in a large record, beside the first.
+const LATEST: usize = 3;
 
-/// Cuts the longest outputs until all of them fit: first to 32 KiB each, then to half of that, and so on.
+/// Makes a status fit: first long output is cut, the longest first, to 32 KiB each, then to half of that, and so on; then
+/// messages; then attempts between the first and the latest are left out and counted; then all output goes.
 pub fn fit(status: &mut HookRunStatus) {
     let mut limit = FIRST_CUT;
-    while limit > 0 && size(status) > OUTPUT_BUDGET {
-        for text in streams(status) {
-            cut(text, limit);
-        }
+    while limit >= SHORT && is_too_large(status) {
+        cut_output(status, limit);
         limit /= 2;
+    }
+    if is_too_large(status) {
+        cut_messages(status);
+    }
+    if is_too_large(status) {
+        status.post.iter_mut().for_each(leave_out);
+    }
+    if is_too_large(status) {
+        drop_output(status);
     }
 }
 
-fn streams(status: &mut HookRunStatus) -> impl Iterator<Item = &mut String> {
-    let attempts = status.post.iter_mut().flat_map(|post| &mut post.attempts);
-    attempts.flat_map(|Attempt { stdout, stderr, .. }| [stdout, stderr])
+/// The least that still says what became of each hook, for an API server that takes no more.
+pub fn strip(status: &mut HookRunStatus) {
+    cut_messages(status);
+    status.post.iter_mut().for_each(leave_out);
+    drop_output(status);
 }
 
-fn size(status: &HookRunStatus) -> usize {
-    let attempts = status.post.iter().flat_map(|post| &post.attempts);
-    attempts
-        .map(|attempt| in_json(&attempt.stdout) + in_json(&attempt.stderr))
-        .sum()
+/// Counts what would be written.
+struct Counter(usize);
+
+impl io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
-/// How long a text is as a JSON string.
-fn in_json(text: &str) -> usize {
-    let escapes = text
-        .bytes()
-        .filter(|byte| matches!(byte, b'"' | b'\\' | b'\n' | b'\t'))
-        .count();
-    text.len() + escapes
+fn is_too_large(status: &HookRunStatus) -> bool {
+    let mut counter = Counter(0);
+    // A status that can't be written at all is not made writable by cutting.
+    serde_json::to_writer(&mut counter, status).is_ok() && counter.0 > BUDGET
+}
+
+fn cut_output(status: &mut HookRunStatus, limit: usize) {
+    for attempt in status.post.iter_mut().flat_map(|post| &mut post.attempts) {
+        cut(&mut attempt.stdout, limit);
+        cut(&mut attempt.stderr, limit);
+    }
+}
+
+fn drop_output(status: &mut HookRunStatus) {
+    for attempt in status.post.iter_mut().flat_map(|post| &mut post.attempts) {
+        for text in [&mut attempt.stdout, &mut attempt.stderr] {
+            if !text.is_empty() {
+                NOTE.clone_into(text);
+            }
+        }
+    }
+}
+
+fn cut_messages(status: &mut HookRunStatus) {
+    let init = status.init.iter_mut().map(|init| &mut init.message);
+    let post = status.post.iter_mut().flat_map(|post| {
+        let attempts = post.attempts.iter_mut().map(|attempt| &mut attempt.message);
+        attempts.chain([&mut post.message])
+    });
+    for message in init.chain(post) {
+        *message = events::cut(message, SHORT_MESSAGE);
+    }
+}
+
+/// The first attempt and the latest stay; of those between only their number does.
+fn leave_out(post: &mut PostStatus) {
+    let last = post.attempts.len().saturating_sub(LATEST);
+    if last > 1 {
+        let gone = post.attempts.drain(1..last).count();
+        let gone = u32::try_from(gone).unwrap_or(u32::MAX);
+        post.attempts_left_out = post.attempts_left_out.saturating_add(gone);
+    }
 }
 
 /// Keeps the last bytes.
@@ -102,6 +164,7 @@ mod tests {
             vec![(1, 65_536); 100],
             vec![(20, 4096); 50],
             vec![(1, 2_000_000)],
+            vec![(1, 600); 1500],
         ] {
             let mut status = status(&outputs);
             fit(&mut status);
@@ -110,6 +173,75 @@ mod tests {
             let again = status.clone();
             fit(&mut status);
             assert_eq!(status, again, "what has been cut is not cut again");
+        }
+    }
+
+    /// A hook that could not be started, again and again, with a long reason each time.
+    fn refused_often(hooks: usize, attempts: u32, message: usize, output: usize) -> HookRunStatus {
+        let mut status = status(&vec![(1, output); hooks]);
+        for post in &mut status.post {
+            let one = post.attempts.remove(0);
+            post.attempts = (1..=attempts)
+                .map(|number| {
+                    let mut attempt = one.clone();
+                    attempt.number = number;
+                    attempt.message = "\"".repeat(message);
+                    attempt
+                })
+                .collect();
+            post.message = "m".repeat(message);
+        }
+        status
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+        #[test]
+        fn however_often_hooks_are_tried_and_run_again_the_record_fits_and_says_how_often(
+            hooks in 1_usize..300, attempts in 1_u32..60, message in 0_usize..1024, output in 0_usize..2000,
+        ) {
+            let mut status = refused_often(hooks, attempts, message, output);
+            fit(&mut status);
+            let size = serde_json::to_vec(&status).unwrap().len();
+            proptest::prop_assert!(size <= BUDGET, "{size} bytes");
+            for post in &status.post {
+                proptest::prop_assert_eq!(post.times_started(), attempts);
+                let numbers: Vec<u32> = post.attempts.iter().map(|attempt| attempt.number).collect();
+                proptest::prop_assert_eq!((numbers[0], numbers[numbers.len() - 1]), (1, attempts));
+                proptest::prop_assert!(post.attempts_left_out == 0 || numbers.len() == LATEST + 1);
+            }
+            let again = status.clone();
+            fit(&mut status);
+            proptest::prop_assert!(status == again);
+        }
+    }
+
+    #[test]
+    fn a_record_that_grows_by_reruns_without_end_stays_small_and_counts_on() {
+        let mut status = refused_often(40, 1, 1024, 4096);
+        for number in 2..400 {
+            for post in &mut status.post {
+                let mut next = post.attempts[0].clone();
+                next.number = post.times_started() + 1;
+                assert_eq!(next.number, number);
+                next.message = "m".repeat(1024);
+                next.stdout = "\"".repeat(4096);
+                post.attempts.push(next);
+            }
+            fit(&mut status);
+        }
+        assert!(serde_json::to_vec(&status).unwrap().len() <= BUDGET);
+        assert!(status.post.iter().all(|post| post.times_started() == 399 && post.attempts_left_out > 0));
+    }
+
+    #[test]
+    fn what_is_stripped_still_says_how_each_hook_ended() {
+        let mut status = refused_often(3, 20, 1000, 1000);
+        strip(&mut status);
+        assert!(serde_json::to_vec(&status).unwrap().len() < 10_000);
+        for post in &status.post {
+            let last = post.attempts.last().unwrap();
+            assert_eq!((post.times_started(), last.number, last.exit_code), (20, 20, Some(0)));
         }
     }
 }

@@ -49,8 +49,7 @@ pub(super) fn is_current(status: &HookRunStatus, hook: &PostStatus) -> bool {
 
 /// How often a hook has been started since the last rerun that it was part of.
 pub(super) fn current_attempts(hook: &PostStatus) -> u32 {
-    let all = u32::try_from(hook.attempts.len()).unwrap_or(u32::MAX);
-    all.saturating_sub(hook.attempts_before_rerun)
+    hook.times_started().saturating_sub(hook.attempts_before_rerun)
 }
 
 /// Takes over whether the run is paused. As long as it is, nothing new is started and its clocks stand still.
@@ -186,7 +185,7 @@ pub(super) fn take_in_rerun(
                 state.message.clear();
                 state.rerun = record.number;
                 state.next_attempt_at = None;
-                state.attempts_before_rerun = u32::try_from(state.attempts.len()).unwrap_or(u32::MAX);
+                state.attempts_before_rerun = state.times_started();
                 record.hooks.push(state.name.clone());
             }
             new.phase = RunPhase::Running;

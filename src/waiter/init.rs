@@ -120,7 +120,7 @@ pub(super) fn after_the_end(
         old.state != new.state && (old.state, new.state) != (InitState::Failed, InitState::Running)
     };
     if std::iter::zip(&status.init, &new.init).any(is_news) || (is_over && status.init != new.init) {
-        return Some(Watch::Record(new));
+        return Some(Watch::Record(Box::new(new)));
     }
     if is_over {
         return None;
@@ -138,7 +138,7 @@ pub(super) fn after_the_end(
 #[derive(Debug, PartialEq)]
 pub(super) enum Watch {
     /// Write this.
-    Record(HookRunStatus),
+    Record(Box<HookRunStatus>),
     /// Look again when the pod changes, or at this time.
     Until(Timestamp),
 }

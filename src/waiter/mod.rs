@@ -364,9 +364,10 @@ fn spawn_watches(
     on_listed: impl Fn() + Send + Sync + 'static,
 ) {
     let start = {
-        let (context, tasks) = (Arc::clone(context), tasks.clone());
+        let (context, tasks, life) = (Arc::clone(context), tasks.clone(), shutdown.clone());
         move |(key, bell): watch::NewTask| {
-            tasks.spawn(run_task::drive(Arc::clone(&context), key, bell));
+            let task = run_task::drive(Arc::clone(&context), key, bell);
+            tasks.spawn(life.clone().unless_it_panics("run", task));
         }
     };
     let (client, queue) = (context.client.clone(), Arc::clone(&context.queue));

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     attempt::{self, Outcome},
-    conditions,
+    budget, conditions,
     control::{self, cancel_in_force, clocks_began, clocks_began_with, current_attempts},
     end::{conclude, current_failure, pod_end, runs_commands},
     gate::Crowd,
@@ -86,6 +86,7 @@ pub fn next(situation: &Situation) -> Step {
     match decide(situation) {
         Step::Execute { hook, mut status } => {
             conditions::refresh(&mut status, now);
+            budget::fit(&mut status);
             Step::Execute { hook, status }
         }
         Step::Record(mut status) => {
@@ -97,10 +98,12 @@ pub fn next(situation: &Situation) -> Step {
                 status.message = waiting::words(&waiting);
             }
             conditions::refresh(&mut status, now);
+            budget::fit(&mut status);
             Step::Record(status)
         }
         Step::Collect { hook, mut status } => {
             conditions::refresh(&mut status, now);
+            budget::fit(&mut status);
             Step::Collect { hook, status }
         }
         // It says already whose command is waited for, or how it has ended.
@@ -148,7 +151,7 @@ fn decide(situation: &Situation) -> Step {
         let began = clocks_began(spec, status);
         let limit = began.checked_add(run_limit).unwrap_or(Timestamp::MAX);
         return match init::after_the_end(spec, status, pod, (limit, now)) {
-            Some(init::Watch::Record(new)) => Step::Record(new),
+            Some(init::Watch::Record(new)) => Step::Record(*new),
             Some(init::Watch::Until(due)) => Step::Wait(Some(due)),
             None => Step::Done,
         };

@@ -75,7 +75,7 @@ async fn a_result_file_tells_the_truth_after_a_crash_and_ends_what_takes_too_lon
     let rules = serde_json::json!({"resources": [
         hooks("good", hook(slow("good"), "5m")),
         hooks("bad", hook(sh(&failing), "5m")),
-        hooks("endless", hook(sh(&endless), "2s")),
+        hooks("endless", hook(sh(&endless), "10s")),
         hooks("nowhere", serde_json::json!({"exec": {"command": trace("nowhere"), "resultFile": "/nowhere"}})),
     ]});
     let pods = ["good", "bad", "endless", "nowhere"].map(|name| t.pod(name));

@@ -106,10 +106,10 @@ async fn init_containers_are_observed_and_do_not_change_the_restore() {
         "{broken:?}"
     );
     assert_eq!(end.status("failing").phase, RunPhase::Succeeded);
-    assert_eq!(t.events("failing", "InitHookFailed").await.len(), 1);
+    t.says_once("failing", "InitHookFailed").await;
     // Its time was over, and yet it ended well, and its pod's hook ran.
     let slow = end.init("slow");
     assert_eq!((slow.state, slow.exit_code), (InitState::TimedOut, Some(0)));
     assert_eq!((end.post("slow").state, t.ran("post")), (HookState::Succeeded, 1));
-    assert_eq!(t.events("slow", "InitTimedOut").await.len(), 1);
+    t.says_once("slow", "InitTimedOut").await;
 }

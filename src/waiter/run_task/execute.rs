@@ -13,10 +13,11 @@ use crate::{
     infra::clock,
     waiter::{
         attempt::{self, Outcome},
-        counts,
+        budget, counts,
         exec::{Command, Exec, Report},
         gate::Slot,
         result_file::{Answer, Files, pause_after},
+        setback::Setbacks,
     },
 };
 
@@ -46,9 +47,10 @@ impl<E: Exec> RunTask<'_, E> {
             return Ok(Turn::Over);
         };
         let end = self.begin(&run, hook, post).await;
+        // Nothing runs any more, however long the record of it may take.
+        self.slot = Slot::Free;
         self.write_end(hook, &end).await;
         drop(claim);
-        self.slot = Slot::Free;
         match end {
             End::Withdrawn(Some(error)) => return Err(error),
             // What the start waits for comes with the watch.
@@ -240,7 +242,8 @@ impl<E: Exec> RunTask<'_, E> {
     /// Writes the end of an execution. It is known here alone, so it is tried until it is written, each time onto what stands
     /// there by then; unless somebody else has settled this attempt.
     pub(super) async fn write_end(&mut self, hook: usize, end: &End) {
-        let mut pause = FIRST_PAUSE;
+        let mut setbacks = Setbacks::default();
+        let mut is_stripped = false;
         let now = clock::now();
         let before = self.run.as_ref().and_then(|run| run.status.clone()).unwrap_or_default();
         while let Some((run, status)) = self.run.as_ref().and_then(|run| Some((run, run.status.as_ref()?))) {
@@ -262,21 +265,29 @@ impl<E: Exec> RunTask<'_, E> {
                 }
                 return;
             }
-            let new = match end {
+            let mut new = match end {
                 End::Withdrawn(_) => attempt::withdraw(status, hook, now),
                 End::Ended(report) => {
                     let output = (report.stdout.clone(), report.stderr.clone());
                     attempt::record(&run.spec, status, hook, &report.outcome, output, now)
                 }
             };
+            if is_stripped {
+                budget::strip(&mut new);
+            }
             let run = run.clone();
             let Err(error) = self.write(new).await else {
                 self.clean_up(&run, hook).await;
                 return;
             };
             tracing::warn!(namespace = self.key.namespace, run = self.key.name, %error, "a result could not be written yet");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            let advice = setbacks.after(&error);
+            self.tell_setback(&advice, &error).await;
+            // At once, if there is a way out by the record alone.
+            if is_stripped || !is_about_the_record(&error) {
+                tokio::time::sleep(advice.pause.min(MAX_PAUSE)).await;
+            }
+            is_stripped |= is_about_the_record(&error);
             match self.run_now().await {
                 Ok(Some(fresh)) => self.run = Some(fresh),
                 Ok(None) => {
@@ -324,6 +335,11 @@ impl<E: Exec> RunTask<'_, E> {
         self.run = Some(written);
         Ok(())
     }
+}
+
+/// Whether the API server does not take this very record: it is too large, or something in it is not valid.
+fn is_about_the_record(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 413 | 422) || status.message.contains("too large"))
 }
 
 /// A call that the API server turned away, as the error that it is.

@@ -177,6 +177,15 @@ impl Scenario {
         events.items.into_iter().filter_map(|event| event.message).collect()
     }
 
+    /// Waits until an Event about an object of the test's namespace is there; there must be no other of that reason.
+    pub(crate) async fn says_once(&self, about: &str, reason: &str) {
+        let notes = eventually(&format!("an Event {reason} about {about}"), async || {
+            Some(self.events(about, reason).await).filter(|notes| !notes.is_empty())
+        })
+        .await;
+        assert_eq!(notes.len(), 1, "{notes:?}");
+    }
+
     /// How many lines the trace of this name has.
     pub(crate) fn ran(&self, name: &str) -> usize {
         self.read(name).lines().count()
