@@ -39,17 +39,23 @@ pub struct Clients {
 ///
 /// Needs [`install_crypto_provider`] to have been called. No connection is made yet.
 pub async fn clients() -> Result<Clients, KubeError> {
-    let config = Config::infer().await.map_err(KubeError::Config)?;
-    let mut exec = config.clone();
-    exec.default_retry = false;
-    Ok(Clients {
-        // A watch counts only until its first answer.
-        api: ClientBuilder::try_from(config)
-            .map_err(KubeError::Client)?
-            .with_layer(&ConcurrencyLimitLayer::new(CALLS_AT_ONCE))
-            .build(),
-        exec: Client::try_from(exec).map_err(KubeError::Client)?,
-    })
+    Clients::new(Config::infer().await.map_err(KubeError::Config)?)
+}
+
+impl Clients {
+    /// Builds the clients from a configuration.
+    pub fn new(config: Config) -> Result<Self, KubeError> {
+        let mut exec = config.clone();
+        exec.default_retry = false;
+        Ok(Self {
+            // A watch counts only until its first answer.
+            api: ClientBuilder::try_from(config)
+                .map_err(KubeError::Client)?
+                .with_layer(&ConcurrencyLimitLayer::new(CALLS_AT_ONCE))
+                .build(),
+            exec: Client::try_from(exec).map_err(KubeError::Client)?,
+        })
+    }
 }
 
 /// Makes ring the process's TLS provider. To be called first in `main` and in tests; again does nothing.

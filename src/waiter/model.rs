@@ -1,4 +1,4 @@
-//! A model of the whole: waiters that come, crash and hand over, containers in which commands really run, and the one record in
+//! A model of the whole: waiters that come, crash, hand over and lose their Lease, containers in which commands really run, and the one record in
 //! etcd. Whatever happens in whatever order, also between any two writes: each command that ran is on record as an attempt,
 //! nothing is begun twice under one attempt, and nothing is called a success without an exit code 0.
 
@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{
     attempt::{Outcome, record, withdraw},
     begin::first_status,
+    gate::Crowd,
     pod_view::{ContainerView, PodView},
     redact::Redactor,
     step::{DEFAULT_RUN_LIMIT, Situation, Step, next},
@@ -30,6 +31,8 @@ use crate::{
 enum Event {
     /// The leader takes its next step: at most one write.
     Turn,
+    /// The same while as many commands run elsewhere as may.
+    CrowdedTurn,
     /// A waiter that has recorded a start begins the command.
     Begin,
     /// A waiter that has recorded a start must not begin any more.
@@ -44,6 +47,8 @@ enum Event {
     TimeOut,
     /// The leader is killed, and another leads.
     Crash,
+    /// The leader loses the Lease without knowing it yet, and another leads: what it is at it goes on with.
+    LoseLease,
     /// The leader gives up, finishes its command, and another leads.
     HandOver,
     /// A waiter that finishes its command is killed.
@@ -61,6 +66,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => Just(Event::Turn),
+        2 => Just(Event::CrowdedTurn),
         6 => Just(Event::Begin),
         1 => Just(Event::Withdraw),
         6 => (0..3).prop_map(Event::Exit),
@@ -68,6 +74,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Break),
         1 => Just(Event::TimeOut),
         2 => Just(Event::Crash),
+        2 => Just(Event::LoseLease),
         2 => Just(Event::HandOver),
         1 => Just(Event::CrashFinishing),
         1 => Just(Event::ForgetFinishing),
@@ -76,31 +83,27 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// What a waiter is at.
+/// How far a waiter has come with an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Job {
-    /// The start of this hook is on record.
-    Recorded(usize),
-    /// It is connected to the hook's command.
-    Attached(usize),
-    /// It looks for the hook's result file.
-    Looking(usize),
+enum Stage {
+    /// Its start is on record.
+    Recorded,
+    /// It is connected to the command.
+    Attached,
+    /// It looks for the result file.
+    Looking,
     /// The connection broke, and there is no result file.
-    Lost(usize),
+    Lost,
     /// The command was left behind.
-    TimedOut(usize),
+    TimedOut,
 }
 
-impl Job {
-    fn hook(self) -> usize {
-        match self {
-            Self::Recorded(hook)
-            | Self::Attached(hook)
-            | Self::Looking(hook)
-            | Self::Lost(hook)
-            | Self::TimedOut(hook) => hook,
-        }
-    }
+/// What a waiter is at. It knows its own attempt; the record may have gone on without it.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    stage: Stage,
+    hook: usize,
+    attempt: u32,
 }
 
 /// One real execution of a command.
@@ -179,11 +182,22 @@ impl World {
             .map_or(0, |attempt| attempt.number)
     }
 
-    fn execution(&self, hook: usize) -> Option<&Execution> {
-        let number = self.number(hook);
-        self.executions
-            .iter()
-            .find(|run| run.hook == hook && run.attempt == number)
+    fn execution(&self, job: Job) -> Option<&Execution> {
+        let mut runs = self.executions.iter();
+        runs.find(|run| run.hook == job.hook && run.attempt == job.attempt)
+    }
+
+    /// The leader begins to work on the last attempt of a hook.
+    fn take(&mut self, stage: Stage, hook: usize) {
+        let attempt = self.number(hook);
+        self.jobs.insert(self.waiters, Job { stage, hook, attempt });
+    }
+
+    /// A waiter's job comes to its next stage.
+    fn advance(&mut self, waiter: u32, stage: Stage) {
+        if let Some(job) = self.jobs.get_mut(&waiter) {
+            job.stage = stage;
+        }
     }
 
     /// Writes the end of a waiter's job, if the attempt is still its own.
@@ -198,7 +212,7 @@ impl World {
         }
     }
 
-    fn turn(&mut self) {
+    fn turn(&mut self, crowd: Option<&Crowd>) {
         let leader = self.waiters;
         if self.jobs.contains_key(&leader) {
             return;
@@ -218,19 +232,20 @@ impl World {
             finishing: &finishing,
             run_limit: DEFAULT_RUN_LIMIT,
             report_after: jiff::SignedDuration::from_secs(30),
-            crowd: None,
+            crowd,
             failed_elsewhere: None,
             controls: &Controls::default(),
         };
         match next(&situation) {
             Step::Execute { hook, status } => {
+                assert!(crowd.is_none(), "there is no place");
                 self.status = status;
-                self.jobs.insert(leader, Job::Recorded(hook));
+                self.take(Stage::Recorded, hook);
             }
             Step::Collect { hook, status } => {
                 assert!(self.spec.plan.post[hook].result_file.is_some());
                 self.status = status;
-                self.jobs.insert(leader, Job::Looking(hook));
+                self.take(Stage::Looking, hook);
             }
             Step::Record(status) => {
                 assert_ne!(status, self.status, "a write that changes nothing");
@@ -241,22 +256,22 @@ impl World {
         }
     }
 
-    /// The first waiter whose job is of this kind.
-    fn find(&self, wanted: impl Fn(Job) -> bool) -> Option<(u32, usize)> {
+    /// The first waiter whose job is at this stage.
+    fn find(&self, wanted: impl Fn(Stage) -> bool) -> Option<(u32, Job)> {
         let mut jobs = self.jobs.iter();
-        jobs.find(|(_, job)| wanted(**job))
-            .map(|(waiter, job)| (*waiter, job.hook()))
+        jobs.find(|(_, job)| wanted(job.stage))
+            .map(|(waiter, job)| (*waiter, *job))
     }
 
     fn begin(&mut self) {
-        let Some((waiter, hook)) = self.find(|job| matches!(job, Job::Recorded(_))) else {
+        let Some((waiter, job)) = self.find(|stage| stage == Stage::Recorded) else {
             return;
         };
-        let attempt = self.number(hook);
+        let Job { hook, attempt, .. } = job;
         if self.pod.is_none() || self.barred.contains(&(hook, attempt)) {
             return self.end(waiter, hook, &Outcome::Refused("the pod is gone".to_owned()));
         }
-        self.jobs.insert(waiter, Job::Attached(hook));
+        self.advance(waiter, Stage::Attached);
         self.executions.push(Execution {
             hook,
             attempt,
@@ -266,24 +281,24 @@ impl World {
     }
 
     fn learn(&mut self) {
-        let Some((waiter, hook)) = self.find(|job| !matches!(job, Job::Recorded(_))) else {
+        let Some((waiter, job)) = self.find(|stage| stage != Stage::Recorded) else {
             return;
         };
-        let run = self.execution(hook).map(|run| (run.ended, run.swept));
+        let Job { stage, hook, attempt } = job;
+        let run = self.execution(job).map(|run| (run.ended, run.swept));
         let lost = Outcome::Lost("broken".to_owned());
-        let outcome = match (self.jobs[&waiter], run) {
-            (Job::Attached(_) | Job::Looking(_), Some((Some(code), false))) => Outcome::Exited(code),
-            (Job::Attached(_) | Job::Looking(_), Some((None, false))) => return,
-            (Job::Looking(_), None) if self.pod.is_some() => {
-                self.barred.insert((hook, self.number(hook)));
+        let outcome = match (stage, run) {
+            (Stage::Attached | Stage::Looking, Some((Some(code), false))) => Outcome::Exited(code),
+            (Stage::Attached | Stage::Looking, Some((None, false))) => return,
+            (Stage::Looking, None) if self.pod.is_some() => {
+                self.barred.insert((hook, attempt));
                 Outcome::Refused("it was not begun".to_owned())
             }
-            (Job::TimedOut(_), _) => {
+            (Stage::TimedOut, _) => {
                 let ended = self.spec.plan.post[hook].result_file.is_some();
                 // The script ends what runs.
-                let number = self.number(hook);
                 for run in &mut self.executions {
-                    run.swept |= ended && run.hook == hook && run.attempt == number;
+                    run.swept |= ended && run.hook == hook && run.attempt == attempt;
                 }
                 Outcome::TimedOut {
                     limit: GoDuration::from_secs(30),
@@ -297,16 +312,20 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Turn => self.turn(),
+            Event::Turn => self.turn(None),
+            Event::CrowdedTurn => self.turn(Some(&Crowd {
+                since: at(0),
+                message: "many commands run".to_owned(),
+            })),
             Event::Begin => self.begin(),
             Event::Withdraw => {
-                if let Some((waiter, hook)) = self.find(|job| matches!(job, Job::Recorded(_))) {
+                if let Some((waiter, Job { hook, .. })) = self.find(|stage| stage == Stage::Recorded) {
                     self.jobs.remove(&waiter);
                     self.marks.remove(&waiter);
                     let owner = self.status.post[hook]
                         .attempts
                         .last()
-                        .map(|attempt| attempt.claimed_by.clone());
+                        .map(|attempt| attempt.owner().to_owned());
                     if owner == Some(name(waiter)) && self.status.post[hook].state == HookState::Started {
                         self.status = withdraw(&self.status, hook, at(self.second));
                     }
@@ -319,23 +338,23 @@ impl World {
             }
             Event::Learn => self.learn(),
             Event::Break => {
-                if let Some((waiter, hook)) = self.find(|job| matches!(job, Job::Attached(_))) {
-                    let has_file = self.spec.plan.post[hook].result_file.is_some();
-                    let job = if has_file { Job::Looking(hook) } else { Job::Lost(hook) };
-                    self.jobs.insert(waiter, job);
+                if let Some((waiter, job)) = self.find(|stage| stage == Stage::Attached) {
+                    let has_file = self.spec.plan.post[job.hook].result_file.is_some();
+                    self.advance(waiter, if has_file { Stage::Looking } else { Stage::Lost });
                 }
             }
             Event::TimeOut => {
-                if let Some((waiter, hook)) = self.find(|job| matches!(job, Job::Attached(_) | Job::Looking(_)))
-                    && self.execution(hook).is_some_and(|run| run.ended.is_none())
+                if let Some((waiter, job)) = self.find(|stage| matches!(stage, Stage::Attached | Stage::Looking))
+                    && self.execution(job).is_some_and(|run| run.ended.is_none())
                 {
-                    self.jobs.insert(waiter, Job::TimedOut(hook));
+                    self.advance(waiter, Stage::TimedOut);
                 }
             }
             Event::Crash => {
                 self.jobs.remove(&self.waiters);
                 self.waiters += 1;
             }
+            Event::LoseLease => self.waiters += 1,
             Event::HandOver => {
                 if self.jobs.contains_key(&self.waiters) {
                     self.marks.insert(self.waiters);

@@ -95,7 +95,7 @@ pub(super) fn kind(error: &kube::Error) -> Kind {
     let mut reasons = causes.map(|cause| cause.reason.as_str());
     match status.code {
         403 if reasons.any(|reason| reason == "NamespaceTerminating") => Kind::NamespaceEnds,
-        401 | 403 | 422 => Kind::Refused,
+        401 | 403 | 413 | 422 => Kind::Refused,
         _ => Kind::Passing,
     }
 }

@@ -1,7 +1,11 @@
-//! At least fifty kills at random points while commands run. Each command appends a line to a file of its own on this machine;
-//! the lines are compared with the attempts on record. The seed is printed, and `REVEILLE_CHAOS_SEED` sets it.
+//! At least fifty kills at random points while commands run. Each command appends a line with its time to a file of its own on
+//! this machine; the lines are compared with the attempts on record. The seed is printed, and `REVEILLE_CHAOS_SEED` sets it.
 
-use std::{collections::BTreeSet, env, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    time::Duration,
+};
 
 use fastrand::Rng;
 use k8s_openapi::api::core::v1::Pod;
@@ -18,7 +22,18 @@ use crate::harness::*;
 const KILLS: usize = 50;
 /// How many pods, and how many hooks in each.
 const PODS: usize = 16;
-const HOOKS: usize = 24;
+const HOOKS: usize = 40;
+
+/// How far clocks and their reading may be apart, in milliseconds. Between the beginning of a command and that of its next
+/// attempt there are at least two hundred: it sleeps, and retries pause.
+const SLACK: i64 = 50;
+/// Why a command may not have been begun here.
+const NOT_STARTED: [&str; 2] = [
+    // The next waiter found no trace of it.
+    "was gone before it did",
+    // The API server was just killed or just came back.
+    "the API server answered 500",
+];
 
 /// What is done to Reveille.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +68,11 @@ impl Kill {
             11 => Self::LeaseDeleted,
             _ => Self::Pods,
         }
+    }
+
+    /// Whether a process ends by it; the others only take the Lease away.
+    const fn kills(self) -> bool {
+        !matches!(self, Self::LeaseEdited | Self::LeaseDeleted)
     }
 
     /// Does it. False when there was nobody to do it to.
@@ -96,7 +116,9 @@ fn hook(index: usize, rng: &mut Rng) -> (String, Value) {
     let name = format!("h{index}");
     let code = if rng.u8(0..8) == 0 { 3 } else { 0 };
     let sleep = format!("0.{}", rng.u8(1..9));
-    let script = format!("echo $(hostname) >> {TRACES}/$(hostname).{name}; sleep {sleep}; exit {code}");
+    // Time as the kernel counts it: the shell of the image knows no parts of a second.
+    let line = "read up idle < /proc/uptime; echo $(hostname) $up";
+    let script = format!("{{ {line}; }} >> {TRACES}/$(hostname).{name}; sleep {sleep}; exit {code}");
     let mut exec = json!({"command": ["/bin/sh", "-c", script], "onError": "Continue", "execTimeout": "60s"});
     match rng.u8(0..4) {
         0 => {}
@@ -121,8 +143,58 @@ fn never_begun(attempt: &Attempt) -> bool {
     attempt.reason == "NotStarted"
 }
 
-/// One hook after the storm.
-fn check(pod: &str, post: &PostStatus, lines: usize, has_result_file: bool) {
+/// Milliseconds from 1970 to the start of this machine, by which its containers tell the time.
+fn booted_at() -> i64 {
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    reveille::infra::clock::now().as_millisecond() - uptime_in_millis(uptime.split_whitespace().next().unwrap())
+}
+
+/// Reads `123.45`.
+fn uptime_in_millis(text: &str) -> i64 {
+    let (seconds, hundredths) = text.split_once('.').expect("seconds and hundredths");
+    seconds.parse::<i64>().unwrap() * 1000 + hundredths.parse::<i64>().unwrap() * 10
+}
+
+/// When the commands of a hook began, in milliseconds from 1970.
+fn beginnings(t: &Scenario, pod: &str, hook: &str, booted: i64) -> Vec<i64> {
+    let lines = t.read(&format!("{pod}.{hook}"));
+    let times = lines.lines().map(|line| {
+        let (host, up) = line.split_once(' ').unwrap();
+        assert_eq!(host, pod);
+        booted + uptime_in_millis(up)
+    });
+    times.collect()
+}
+
+/// From the start of an attempt to that of the next one at most one command began: its own. One whose end is not known may have
+/// begun later than that, for nobody was there to see it.
+fn check_times(what: &str, attempts: &[Attempt], lines: &[i64]) {
+    let starts: Vec<i64> = attempts
+        .iter()
+        .map(|attempt| attempt.started_at.0.as_millisecond() - SLACK)
+        .collect();
+    let before = starts
+        .first()
+        .map_or(lines.len(), |first| lines.iter().filter(|line| *line < first).count());
+    assert_eq!(before, 0, "begun before it was on record: {what}");
+    let mut late = 0;
+    for (index, attempt) in attempts.iter().enumerate() {
+        let end = starts.get(index + 1).copied().unwrap_or(i64::MAX);
+        let begun = lines.iter().filter(|line| (starts[index]..end).contains(*line)).count();
+        let allowed = late + usize::from(!never_begun(attempt));
+        assert!(begun <= allowed, "attempt {} was begun twice: {what}", attempt.number);
+        assert!(
+            begun > 0 || attempt.exit_code.is_none(),
+            "attempt {} has an exit code and was not begun: {what}",
+            attempt.number
+        );
+        late = allowed - begun;
+    }
+}
+
+/// One hook after the storm. `beginnings`: when its commands began.
+fn check(pod: &str, post: &PostStatus, beginnings: &[i64], has_result_file: bool) {
+    let lines = beginnings.len();
     let what = format!("{pod} {}: {lines} lines, {post:?}", post.name);
     assert!(post.state.is_final(), "{what}");
     let ends = [
@@ -153,6 +225,11 @@ fn check(pod: &str, post: &PostStatus, lines: usize, has_result_file: bool) {
         .iter()
         .filter(|attempt| attempt.exit_code.is_some())
         .count();
+    for attempt in post.attempts.iter().filter(|attempt| never_begun(attempt)) {
+        let expected = NOT_STARTED.iter().any(|words| attempt.message.contains(words));
+        assert!(expected, "why was it not started? {what}");
+    }
+    check_times(&what, &post.attempts, beginnings);
     assert!(lines <= begun, "run unseen: {what}");
     assert!(lines >= known, "an exit code that nobody gave: {what}");
     if has_result_file
@@ -163,6 +240,34 @@ fn check(pod: &str, post: &PostStatus, lines: usize, has_result_file: bool) {
     {
         assert_eq!(lines, known, "{what}");
     }
+}
+
+/// That the check can fail.
+#[test]
+fn a_command_that_began_twice_is_not_made_good_by_one_that_never_began() {
+    let attempt = |number: i64, code: Option<i32>, reason: &str| -> Attempt {
+        let start = jiff::Timestamp::from_second(number * 10).unwrap();
+        serde_json::from_value(json!({
+            "number": number, "claimedBy": "w", "startedAt": format!("{start:.6}"), "exitCode": code, "reason": reason,
+        }))
+        .unwrap()
+    };
+    let (unknown, known) = (attempt(1, None, "ProcessGone"), attempt(2, Some(0), ""));
+    let holds = |attempts: &[Attempt], lines: &[i64]| {
+        let check = std::panic::AssertUnwindSafe(|| check_times("", attempts, lines));
+        std::panic::catch_unwind(check).is_ok()
+    };
+    let both = [unknown.clone(), known];
+    assert!(holds(&both, &[10_100, 20_100]));
+    assert!(holds(&both, &[20_100]), "the first may not have begun");
+    assert!(holds(&both, &[20_100, 20_500]), "or late");
+    assert!(!holds(&both, &[10_100, 10_500]), "the second has an exit code");
+    assert!(!holds(&both, &[10_100, 20_100, 20_500]));
+    let never = [unknown.clone(), attempt(2, None, "NotStarted")];
+    assert!(holds(&never, &[10_100]) && !holds(&never, &[10_100, 20_100]));
+    let twice = [unknown, attempt(2, None, "ProcessGone")];
+    assert!(!holds(&twice, &[10_100, 10_500]));
+    assert!(!holds(&twice, &[9_000]));
 }
 
 #[tokio::test]
@@ -190,7 +295,8 @@ async fn fifty_kills_lose_nothing_and_run_nothing_unseen() {
         .annotate("reveille.dev/hooks", json!({"resources": rules}))
         .begin()
         .await;
-    let mut kills = Vec::new();
+    let booted = booted_at();
+    let mut kills: Vec<Kill> = Vec::new();
     let lines = || {
         pods.iter()
             .map(|pod| {
@@ -201,31 +307,33 @@ async fn fifty_kills_lose_nothing_and_run_nothing_unseen() {
             })
             .sum::<usize>()
     };
-    while kills.len() < KILLS {
-        // Somebody leads and runs commands again; then it happens at any moment.
+    while kills.iter().filter(|kill| kill.kills()).count() < KILLS {
+        // Mostly when somebody leads and runs commands again, and sometimes on top of the last kill.
         let before = lines();
         let progress = async {
             eventually("commands run", async || (lines() > before).then_some(())).await;
         };
-        progress.await;
+        if rng.u8(0..3) > 0 {
+            progress.await;
+        }
         tokio::time::sleep(Duration::from_millis(rng.u64(0..900))).await;
         let kill = Kill::choose(&mut rng, kills.len());
         if kill.happen(&t).await {
             kills.push(kill);
         }
     }
-    println!("{kills:?}");
+    println!("{kills:?}; {} lines for {} hooks so far", lines(), PODS * HOOKS);
     let end = begun.finish().await;
 
     assert_eq!(end.runs.len(), PODS);
-    let mut counts = std::collections::BTreeMap::new();
+    let mut counts = BTreeMap::new();
     for run in &end.runs {
         let pod = &run.spec.pod.name;
         let status = run.status.as_ref().expect("a status");
         assert_eq!(status.post.len(), HOOKS);
         for post in &status.post {
-            let lines = t.ran(&format!("{pod}.{}", post.name));
-            check(pod, post, lines, with_files.contains(post.name.as_str()));
+            let lines = beginnings(&t, pod, &post.name, booted);
+            check(pod, post, &lines, with_files.contains(post.name.as_str()));
             *counts.entry(format!("{:?}", post.state)).or_insert(0) += 1;
         }
     }

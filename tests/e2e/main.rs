@@ -44,6 +44,7 @@ mod image;
 mod odd_pods;
 mod outages;
 mod ownership;
+mod places;
 mod policies;
 mod restore_spec;
 mod results;

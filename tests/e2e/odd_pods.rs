@@ -38,6 +38,22 @@ fn main_runs(pod: PodSpec, policy: &str, script: &str) -> PodSpec {
     })
 }
 
+/// Fills a volume far beyond its limit.
+const FILL: &str = "dd if=/dev/zero of=/scratch/full bs=1M count=20";
+
+/// With a small volume at `/scratch`: who writes more into it is evicted by the kubelet.
+fn too_large(pod: PodSpec) -> PodSpec {
+    let volume = json!({"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}});
+    let mount = json!({"name": "scratch", "mountPath": "/scratch"});
+    pod.edit(|pod| {
+        pod["spec"]["volumes"].as_array_mut().unwrap().push(volume);
+        pod["spec"]["containers"][0]["volumeMounts"]
+            .as_array_mut()
+            .unwrap()
+            .push(mount);
+    })
+}
+
 fn with_init(pod: PodSpec, policy: &str) -> PodSpec {
     let script = format!("! [ -e {TRACES}/again ]");
     let container = json!({
@@ -84,6 +100,8 @@ async fn back_up_odd_pods(t: &Scenario) -> String {
         waiting(t, "deleted"),
         waiting(t, "recreated"),
         waiting(t, "stuck"),
+        waiting(t, "drained"),
+        too_large(main_runs(waiting(t, "evicted"), "Always", FILL)),
     ])
     .await;
     let no_image = waiting(t, "no-image").edit(|pod| pod["spec"]["containers"][0]["image"] = json!("localhost/none:1"));
@@ -154,14 +172,23 @@ async fn each_odd_pod_ends_in_words_or_says_what_it_waits_for() {
     patch("stuck", r#"{"metadata":{"finalizers":["example.com/hold"]}}"#);
     act(&["delete", "pod", "stuck", "--wait=false"]);
     patch("deadline", r#"{"spec":{"activeDeadlineSeconds":1}}"#);
+    let eviction = json!({
+        "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "drained", "namespace": t.namespace},
+    });
+    let path = t.write("eviction.json", &eviction.to_string());
+    let url = format!("/api/v1/namespaces/{}/pods/drained/eviction", t.namespace);
+    kubectl(&["create", "--raw", &url, "-f", &path]);
     let old = t.pod_now("recreated").await["metadata"]["uid"].clone();
     act(&["delete", "pod", "recreated"]);
     t.submit(&waiting(&t, "recreated").ready_when("again")).await;
     let deleted = ["PodDeleted", "PodGone"];
     assert_cancelled(&begun, "deleted", &deleted, "").await;
     assert_cancelled(&begun, "recreated", &deleted, "").await;
+    assert_cancelled(&begun, "drained", &deleted, "").await;
     assert_cancelled(&begun, "stuck", &["PodDeleted"], "").await;
     assert_cancelled(&begun, "deadline", &["PodEnded"], "").await;
+    // The kubelet looks at volumes about once a minute.
+    assert_cancelled(&begun, "evicted", &["PodEnded"], "Evicted").await;
     assert_eq!(json!(begun.now().await.run_of("recreated").unwrap().spec.pod.uid), old);
     patch("stuck", r#"{"metadata":{"finalizers":null}}"#);
 
@@ -170,7 +197,7 @@ async fn each_odd_pod_ends_in_words_or_says_what_it_waits_for() {
     let end = begun.finish().await;
     assert_eq!(
         (end.phase.as_str(), end.result.as_deref(), end.runs.len()),
-        ("Completed", Some("Succeeded"), 11)
+        ("Completed", Some("Succeeded"), 13)
     );
     for run in &end.runs {
         let status = run.status.as_ref().unwrap();

@@ -212,7 +212,7 @@ async fn a_missing_policy_is_a_condition_of_runs_that_come_meanwhile() {
             .any(|condition| condition.type_ == "PolicyMissing" && condition.message.contains("reveille-pod-marks")),
         "{conditions:?}"
     );
-    assert_eq!(t.events("app", "PolicyMissing").await.len(), 1);
+    t.says_once("app", "PolicyMissing").await;
 }
 
 /// A run of a pod that is not there.

@@ -113,3 +113,57 @@ async fn init_containers_are_observed_and_do_not_change_the_restore() {
     assert_eq!((end.post("slow").state, t.ran("post")), (HookState::Succeeded, 1));
     t.says_once("slow", "InitTimedOut").await;
 }
+
+#[tokio::test]
+async fn init_containers_are_observed_although_the_run_has_ended_before_them() {
+    let t = Scenario::alone("init-outlasts").await;
+    let mut slow = tracing_container("slow");
+    slow["command"] = sh("until [ -e /traces/go ]; do sleep 0.1; done; exit 0");
+    let pod = t
+        .pod("app")
+        .annotate(init("initContainers"), json!([slow]))
+        .annotate(init("timeout"), "15s")
+        .annotate(post("command"), trace("post"))
+        .annotate(post("wait-timeout"), "1s");
+    let backup = t.back_up_and_lose_pods(&[pod]).await;
+    let begun = t.restore(&backup).begin().await;
+    let end = begun.finish().await;
+    assert_eq!(end.post("app").state, HookState::WaitTimedOut);
+    let late = begun
+        .reaches("the init container has taken too long", |now| {
+            let status = now.run_of("app")?.status.clone()?;
+            (status.init[0].state == InitState::TimedOut).then_some(status)
+        })
+        .await;
+    assert!(late.init[0].started_at.is_some(), "{late:?}");
+    assert!(
+        late.conditions.iter().any(|known| known.type_ == "InitTimedOut"),
+        "{late:?}"
+    );
+    t.says_once("app", "InitTimedOut").await;
+    // Whoever comes next goes on with it.
+    kill_waiters(&t.client, None).await;
+    t.signal("go");
+    let known = begun
+        .reaches("its exit code is known", |now| {
+            let status = now.run_of("app")?.status.clone()?;
+            status.init[0].exit_code.is_some().then_some(status)
+        })
+        .await;
+    assert_eq!(
+        (known.init[0].state, known.init[0].exit_code),
+        (InitState::TimedOut, Some(0))
+    );
+    assert_eq!(
+        (known.phase, &known.post, &known.finished_at),
+        (late.phase, &late.post, &late.finished_at)
+    );
+    eventually("the pod carries nothing but the run mark", async || {
+        let pod = t.pods().get("app").await.unwrap();
+        annotation_of(&pod, reveille::names::PLAN_ANNOTATION)
+            .is_none()
+            .then_some(())
+    })
+    .await;
+    assert_eq!(t.ran("post"), 0);
+}

@@ -7,6 +7,7 @@ mod blueprint;
 mod chart;
 mod connections;
 mod docs;
+mod exec;
 mod forged;
 mod http;
 mod image;

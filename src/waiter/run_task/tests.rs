@@ -34,6 +34,8 @@ enum Fault {
     RequestLost,
     /// Somebody else has written in between.
     Conflict,
+    /// The API server does not take as much.
+    TooLarge,
 }
 
 /// One `HookRun` and its pod.
@@ -48,6 +50,18 @@ struct Server {
     pod_errors: Mutex<Vec<u16>>,
     /// The reasons of Events.
     events: Mutex<Vec<String>>,
+    /// All requests.
+    requests: AtomicUsize,
+    /// The namespace is being deleted, or is gone.
+    namespace: Mutex<Namespace>,
+}
+
+/// How the run's namespace stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Namespace {
+    Active,
+    Terminating,
+    Gone,
 }
 
 impl Server {
@@ -78,6 +92,8 @@ impl Server {
             writes: AtomicUsize::new(0),
             pod_errors: Mutex::default(),
             events: Mutex::default(),
+            requests: AtomicUsize::new(0),
+            namespace: Mutex::new(Namespace::Active),
         })
     }
 
@@ -94,6 +110,22 @@ impl Server {
         let (parts, body) = request.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         let path = parts.uri.path().to_owned();
+        self.requests.fetch_add(1, Ordering::SeqCst);
+        let namespace = *self.namespace.lock().unwrap();
+        let refused = match (namespace, &parts.method) {
+            (Namespace::Gone, _) => Some(status(404)),
+            (Namespace::Terminating, &Method::POST) => {
+                let mut refused = status(403);
+                refused["details"] = json!({"causes": [{"reason": "NamespaceTerminating"}]});
+                Some(refused)
+            }
+            _ => None,
+        };
+        if let Some(refused) = refused {
+            let code = u16::try_from(refused["code"].as_u64().unwrap()).unwrap();
+            let body = Body::from(serde_json::to_vec(&refused).unwrap());
+            return Response::builder().status(code).body(body).unwrap();
+        }
         let (code, value) = match (&parts.method, path.as_str()) {
             (&Method::GET, path) if path.ends_with("/hookruns/r") => (200, self.run.lock().unwrap().clone()),
             (&Method::GET, path) if path.ends_with("/pods/p") => match self.pod_errors.lock().unwrap().pop() {
@@ -127,6 +159,9 @@ impl Server {
         if fault == Some(Fault::Conflict) {
             run["metadata"]["annotations"] = json!({"somebody": "else"});
             bump(&mut run);
+        }
+        if fault == Some(Fault::TooLarge) {
+            return (413, status(413));
         }
         if fault == Some(Fault::RequestLost) {
             return (500, status(500));
@@ -437,4 +472,89 @@ async fn nothing_starts_without_the_lease() {
     let driven = tokio::time::timeout(Duration::from_secs(600), setup.drive()).await;
     assert!(driven.is_err(), "it waits");
     assert_eq!((setup.commands(), setup.server.writes.load(Ordering::SeqCst)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_not_taken_is_written_shorter_and_said_so_if_that_does_not_help() {
+    // The start is recorded; then the end is refused once, and for a while.
+    for refusals in [1, 8] {
+        let mut faults = vec![None];
+        faults.extend(vec![Some(Fault::TooLarge); refusals]);
+        let setup = Setup::new(&faults);
+        let ends = setup.drive();
+        let meanwhile = async {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            // Its command has ended: it keeps nobody from starting one.
+            let place = tokio::time::timeout(Duration::from_secs(1), setup.context.gate.place("n")).await;
+            assert!(place.is_ok_and(|place| place.is_some()));
+        };
+        tokio::join!(ends, meanwhile);
+        assert_once(&setup);
+        assert_eq!(setup.server.writes.load(Ordering::SeqCst), refusals + 2);
+        let events = setup.server.events.lock().unwrap();
+        let blocked = events.iter().filter(|reason| *reason == "HooksBlocked").count();
+        assert_eq!(blocked, 1, "{events:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_is_being_deleted_is_asked_seldom_and_one_that_is_gone_ends_the_run() {
+    let setup = Setup::new(&[]);
+    // A planned pod without a run: it can't be created any more.
+    let mut plan = setup.context.queue.run(&setup.key).unwrap().spec.plan.clone();
+    plan.resolved = true;
+    let mut pod = setup.server.pod.lock().unwrap().clone();
+    pod["metadata"]["annotations"] = json!({"reveille.dev/plan": plan.to_text().unwrap()});
+    let pod = PodView::read(&serde_json::from_value(pod).unwrap()).unwrap();
+    setup.context.queue.run_gone(&setup.key);
+    let key = RunKey::of_pod(&pod);
+    setup.context.queue.pod_seen(pod);
+    *setup.server.namespace.lock().unwrap() = Namespace::Terminating;
+    let bell = Arc::new(Notify::new());
+    let task = drive(Arc::clone(&setup.context), key.clone(), Arc::clone(&bell));
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let asked = setup.server.requests.load(Ordering::SeqCst);
+        assert!((1..=15).contains(&asked), "{asked} requests in an hour");
+        *setup.server.namespace.lock().unwrap() = Namespace::Gone;
+        setup.context.queue.pod_gone(&key);
+        bell.notify_one();
+    };
+    tokio::join!(task, meanwhile);
+
+    // A run whose namespace has gone with all that was in it.
+    let setup = Setup::new(&[]);
+    *setup.server.namespace.lock().unwrap() = Namespace::Gone;
+    setup.drive().await;
+    assert!(setup.server.requests.load(Ordering::SeqCst) < 5);
+    assert_eq!(setup.commands(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_older_reveille_has_written_is_gone_on_with() {
+    let started = json!({"number": 1, "claimedBy": "older", "startedAt": "2026-01-01T00:00:00.000000Z"});
+    for (hook, state, commands) in [
+        (json!({"name": "h", "state": "Waiting"}), HookState::Succeeded, 1),
+        (
+            json!({"name": "h", "state": "Started", "attempts": [started]}),
+            HookState::Unknown,
+            0,
+        ),
+    ] {
+        let setup = Setup::new(&[]);
+        {
+            // As the first version wrote it: nothing of reruns, pauses, progress, conditions.
+            let mut run = setup.server.run.lock().unwrap();
+            run["status"] = json!({"phase": "Pending", "post": [hook]});
+            run["metadata"]["resourceVersion"] = json!("7");
+        }
+        setup.drive().await;
+        let status = setup.server.status();
+        assert_eq!(
+            (status.post[0].state, setup.commands()),
+            (state, commands),
+            "{status:?}"
+        );
+        assert!(status.phase.is_final() && !status.conditions.is_empty());
+    }
 }
