@@ -113,8 +113,10 @@ struct Execution {
     attempt: u32,
     /// Its exit code, once it has ended by itself.
     ended: Option<i32>,
-    /// It and its files went with its container.
+    /// It and its files went with its container, or it was ended.
     swept: bool,
+    /// The script that ends commands has ended it, for its time was over.
+    timed_out: bool,
 }
 
 struct World {
@@ -277,6 +279,7 @@ impl World {
             attempt,
             ended: None,
             swept: false,
+            timed_out: false,
         });
     }
 
@@ -285,7 +288,9 @@ impl World {
             return;
         };
         let Job { stage, hook, attempt } = job;
-        let run = self.execution(job).map(|run| (run.ended, run.swept));
+        let run = self.execution(job);
+        let is_timed_out = stage == Stage::Looking && run.is_some_and(|run| run.timed_out);
+        let run = run.map(|run| (run.ended, run.swept));
         let lost = Outcome::Lost("broken".to_owned());
         let outcome = match (stage, run) {
             (Stage::Attached | Stage::Looking, Some((Some(code), false))) => Outcome::Exited(code),
@@ -294,11 +299,18 @@ impl World {
                 self.barred.insert((hook, attempt));
                 Outcome::Refused("it was not begun".to_owned())
             }
+            // Another waiter that had lost its Lease was quicker.
+            _ if is_timed_out => Outcome::TimedOut {
+                limit: GoDuration::from_secs(30),
+                ended: true,
+            },
             (Stage::TimedOut, _) => {
                 let ended = self.spec.plan.post[hook].result_file.is_some();
                 // The script ends what runs.
-                for run in &mut self.executions {
-                    run.swept |= ended && run.hook == hook && run.attempt == attempt;
+                let is_own = |run: &&mut Execution| ended && run.hook == hook && run.attempt == attempt;
+                for run in self.executions.iter_mut().filter(is_own) {
+                    run.swept = true;
+                    run.timed_out = true;
                 }
                 Outcome::TimedOut {
                     limit: GoDuration::from_secs(30),

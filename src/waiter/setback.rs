@@ -26,7 +26,7 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Setbacks {
     pause: Duration,
-    said: String,
+    said: Option<String>,
     lasting: bool,
 }
 
@@ -47,7 +47,7 @@ impl Default for Setbacks {
     fn default() -> Self {
         Self {
             pause: FIRST_PAUSE,
-            said: String::new(),
+            said: None,
             lasting: false,
         }
     }
@@ -63,7 +63,7 @@ impl Setbacks {
             // Its pod's end wakes the run.
             Kind::NamespaceEnds => MAX_REFUSED_PAUSE,
         };
-        let words = reason(error);
+        let words = Some(reason(error));
         let is_news = words != self.said;
         self.said = words;
         let is_to_be_told = match kind {

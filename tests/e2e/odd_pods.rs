@@ -175,9 +175,9 @@ async fn each_odd_pod_ends_in_words_or_says_what_it_waits_for() {
     let eviction = json!({
         "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "drained", "namespace": t.namespace},
     });
-    let path = t.write("eviction.json", &eviction.to_string());
+    let file = t.write("eviction.json", &eviction.to_string());
     let url = format!("/api/v1/namespaces/{}/pods/drained/eviction", t.namespace);
-    kubectl(&["create", "--raw", &url, "-f", &path]);
+    kubectl(&["create", "--raw", &url, "-f", &file]);
     let old = t.pod_now("recreated").await["metadata"]["uid"].clone();
     act(&["delete", "pod", "recreated"]);
     t.submit(&waiting(&t, "recreated").ready_when("again")).await;

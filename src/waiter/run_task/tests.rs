@@ -183,7 +183,11 @@ impl Server {
 }
 
 fn status(code: u16) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code, "reason": "", "message": ""})
+    let reason = if code == 404 { "NotFound" } else { "" };
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code, "reason": reason,
+        "message": format!("code {code}"),
+    })
 }
 
 /// Counts commands; each ends at once with exit code 0, but for those that are turned away first.
@@ -505,7 +509,7 @@ async fn a_namespace_that_is_being_deleted_is_asked_seldom_and_one_that_is_gone_
     plan.resolved = true;
     let mut pod = setup.server.pod.lock().unwrap().clone();
     pod["metadata"]["annotations"] = json!({"reveille.dev/plan": plan.to_text().unwrap()});
-    let pod = PodView::read(&serde_json::from_value(pod).unwrap()).unwrap();
+    let pod = PodView::read(&serde_json::from_value(pod).unwrap(), Redactor::built_in()).unwrap();
     setup.context.queue.run_gone(&setup.key);
     let key = RunKey::of_pod(&pod);
     setup.context.queue.pod_seen(pod);
@@ -534,9 +538,13 @@ async fn a_namespace_that_is_being_deleted_is_asked_seldom_and_one_that_is_gone_
 async fn what_an_older_reveille_has_written_is_gone_on_with() {
     let started = json!({"number": 1, "claimedBy": "older", "startedAt": "2026-01-01T00:00:00.000000Z"});
     for (hook, state, commands) in [
-        (json!({"name": "h", "state": "Waiting"}), HookState::Succeeded, 1),
         (
-            json!({"name": "h", "state": "Started", "attempts": [started]}),
+            json!({"name": "h", "container": "main", "state": "Waiting"}),
+            HookState::Succeeded,
+            1,
+        ),
+        (
+            json!({"name": "h", "container": "main", "state": "Started", "attempts": [started]}),
             HookState::Unknown,
             0,
         ),
