@@ -1,12 +1,14 @@
 //! Kubernetes Events: what happened, where people look first.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use super::setback;
+use super::{setback, traffic::Traffic, waiting::is_ordinary};
 use crate::{
     api::{
         HookRun,
@@ -23,12 +25,14 @@ const NOTE_LIMIT: usize = 1024;
 #[derive(Clone)]
 pub struct Events {
     recorder: Recorder,
+    traffic: Arc<Traffic>,
 }
 
 impl Events {
     /// `instance`: the name of this process' pod.
     pub fn new(client: Client, instance: Option<String>) -> Self {
         Self {
+            traffic: Arc::default(),
             recorder: Recorder::new(
                 client,
                 Reporter {
@@ -37,6 +41,12 @@ impl Events {
                 },
             ),
         }
+    }
+
+    /// Lets what matters more go first.
+    #[must_use]
+    pub fn behind(self, traffic: Arc<Traffic>) -> Self {
+        Self { traffic, ..self }
     }
 
     /// Writes one. `action` keeps Events apart that have the same reason: equal ones are counted as one.
@@ -48,6 +58,7 @@ impl Events {
             action: action.to_owned(),
             secondary: None,
         };
+        let _turn = self.traffic.other().await;
         if let Err(error) = self.recorder.publish(&event, about).await {
             if setback::kind(&error) == setback::Kind::NamespaceEnds {
                 tracing::debug!(reason, "an Event could not be written: the namespace is being deleted");
@@ -110,14 +121,10 @@ pub fn for_rerun(rerun: &Rerun) -> (EventType, &'static str, String) {
 
 /// How bad it is to wait for this: what comes by itself is ordinary.
 pub fn for_waiting(reason: &str) -> EventType {
-    match reason {
-        "PodInitializing"
-        | "ContainerCreating"
-        | "ContainerNotReady"
-        | "ContainerNotRunning"
-        | "InitContainerRunning"
-        | "InitContainerNotEnded" => EventType::Normal,
-        _ => EventType::Warning,
+    if is_ordinary(reason) {
+        EventType::Normal
+    } else {
+        EventType::Warning
     }
 }
 

@@ -29,6 +29,7 @@ mod setback;
 pub mod settlement;
 mod stale;
 pub mod step;
+pub mod traffic;
 mod waiting;
 pub mod watch;
 
@@ -125,7 +126,8 @@ pub struct WaiterArgs {
     output: output::OutputArgs,
     #[command(flatten)]
     retention: retention::RetentionArgs,
-    /// How long a run may wait before it is said what it waits for (Event and condition). Go duration.
+    /// How long a run may wait before it is said what it waits for (Event and condition); ten times as long for what comes by
+    /// itself, such as an image that is pulled. Go duration.
     #[arg(long, default_value = "30s", value_parser = positive)]
     report_waiting_after: GoDuration,
     /// Run in this very process. Without it a parent process starts the waiter again whenever it ends other than by SIGTERM: its
@@ -270,7 +272,8 @@ fn start(
     let (synced, is_synced) = tokio::sync::watch::channel(false);
     let is_listed = is_synced.clone();
     let queue = Arc::new(Queue::default());
-    let events = events::Events::new(client.clone(), args.pod_name.clone());
+    let traffic = Arc::new(traffic::Traffic::default());
+    let events = events::Events::new(client.clone(), args.pod_name.clone()).behind(Arc::clone(&traffic));
     let missed = Arc::new(missed::Missed {
         client: client.clone(),
         events: events.clone(),
@@ -298,6 +301,7 @@ fn start(
         exec,
         queue,
         events,
+        traffic,
         metrics,
         missed,
         policies,

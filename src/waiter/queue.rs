@@ -13,7 +13,7 @@ use super::{end::cancelling_failure, init, pod_view::PodView};
 use crate::{
     api::{
         HookRun,
-        hook_run::{HookRunStatus, RunPhase},
+        hook_run::{Attempt, HookRunStatus, RunPhase},
     },
     control::{Controls, Request, RerunRequest},
     hooks::restored::RestoreInfo,
@@ -109,9 +109,9 @@ impl Queue {
     }
 
     /// Takes over a run; returns the bell of a new task, if one must be started.
-    pub fn run_seen(&self, mut run: HookRun) -> Option<(RunKey, Arc<Notify>)> {
+    pub fn run_seen(&self, run: impl Into<Arc<HookRun>>) -> Option<(RunKey, Arc<Notify>)> {
+        let run = without_output(run.into());
         let key = RunKey::of_run(&run)?;
-        forget_output(&mut run);
         let asked_again = run.open_rerun().is_some();
         let unfinished = asked_again
             || run
@@ -124,7 +124,7 @@ impl Queue {
         if let (true, Some(restore)) = (asked_again || was_run_again, &run.spec.plan.restore) {
             state.rerun.insert(restore.uid.clone());
         }
-        state.runs.insert(key.clone(), Arc::new(run));
+        state.keep_run(&key, run);
         if unfinished { state.ring(key) } else { None }
     }
 
@@ -314,6 +314,17 @@ impl Queue {
 }
 
 impl State {
+    /// Keeps a run. One that is here already, from the watch or from this process' own write, is held once by all who know it.
+    fn keep_run(&mut self, key: &RunKey, run: Arc<HookRun>) {
+        let version = |run: &HookRun| run.metadata.resource_version.clone();
+        match self.runs.get(key) {
+            Some(known) if version(known).is_some() && version(known) == version(&run) => {}
+            _ => {
+                self.runs.insert(key.clone(), run);
+            }
+        }
+    }
+
     /// Rings the bell of a run's task, or hangs up a bell for a task to be started.
     fn ring(&mut self, key: RunKey) -> Option<(RunKey, Arc<Notify>)> {
         if let Some(bell) = self.bells.get(&key) {
@@ -365,12 +376,20 @@ fn watches_init(status: &HookRunStatus) -> bool {
 }
 
 /// Output is read by people, from the API server; here it would only take up memory, for as long as finished runs are kept.
-fn forget_output(run: &mut HookRun) {
-    let posts = run.status.iter_mut().flat_map(|status| &mut status.post);
-    for attempt in posts.flat_map(|post| &mut post.attempts) {
-        attempt.stdout = String::new();
-        attempt.stderr = String::new();
+fn without_output(mut run: Arc<HookRun>) -> Arc<HookRun> {
+    let said_something = |attempt: &Attempt| !(attempt.stdout.is_empty() && attempt.stderr.is_empty());
+    let mut posts = run.status.iter().flat_map(|status| &status.post);
+    if posts.any(|post| post.attempts.iter().any(said_something)) {
+        let posts = Arc::make_mut(&mut run).status.iter_mut();
+        for attempt in posts
+            .flat_map(|status| &mut status.post)
+            .flat_map(|post| &mut post.attempts)
+        {
+            attempt.stdout = String::new();
+            attempt.stderr = String::new();
+        }
     }
+    run
 }
 
 #[cfg(test)]
@@ -399,6 +418,21 @@ mod tests {
             (attempt.number, attempt.stdout.as_str(), attempt.stderr.as_str()),
             (1, "", "")
         );
+        let copy = HookRun::clone(&queue.run(&key).unwrap());
+        queue.run_seen(copy.clone());
+        assert!(
+            !Arc::ptr_eq(&kept, &queue.run(&key).unwrap()),
+            "without a version nobody can tell"
+        );
+        let versioned = |version: &str| {
+            let mut run = copy.clone();
+            run.metadata.resource_version = Some(version.to_owned());
+            queue.run_seen(run);
+            queue.run(&key).unwrap()
+        };
+        let first = versioned("7");
+        assert!(Arc::ptr_eq(&first, &versioned("7")), "one copy for all");
+        assert!(!Arc::ptr_eq(&first, &versioned("8")));
         let expected = Census {
             unplanned: 0,
             pending: 0,

@@ -28,6 +28,7 @@ use super::{
     setback::Setbacks,
     stale,
     step::{self, Situation, Step},
+    traffic::Traffic,
 };
 use crate::{
     api::{HookRun, hook_run::PodIdentity},
@@ -55,6 +56,8 @@ pub struct Context<E> {
     pub queue: Arc<Queue>,
     /// Writes Events.
     pub events: Events,
+    /// Who goes first to the API server.
+    pub traffic: Arc<Traffic>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Plans what admission missed.
@@ -98,6 +101,7 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
     }
     let mut task = RunTask {
         run: None,
+        behind: false,
         marked: false,
         reported: false,
         cleaned: false,
@@ -107,7 +111,7 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
     };
     let mut setbacks = Setbacks::default();
     while !context.stop.is_cancelled() {
-        // On the heap, and only while something is done: a thousand tasks sleep between their turns.
+        // What is large is on the heap, and only while something is done: a thousand tasks sleep between their turns.
         let due = match Box::pin(task.turn()).await {
             Ok(Turn::Again) => {
                 setbacks.clear();
@@ -118,9 +122,10 @@ pub async fn drive<E: Exec>(context: Arc<Context<E>>, key: RunKey, bell: Arc<Not
             Ok(Turn::Sleep(due)) => due.map(|due| until(due, clock::now())),
             Err(error) => {
                 let advice = setbacks.after(&error);
-                task.tell_setback(&advice, &error).await;
+                Box::pin(task.tell_setback(&advice, &error)).await;
                 // What failed may have been written all the same, or by somebody else: look again.
                 task.run = None;
+                task.behind = true;
                 task.slot = Slot::Free;
                 Some(advice.pause)
             }
@@ -149,11 +154,14 @@ fn newer_run(run: &HookRun) -> String {
     PlanError::Newer(run.spec.plan.version).to_string()
 }
 
+#[allow(clippy::struct_excessive_bools)] // facts that do not depend on each other
 struct RunTask<'a, E> {
     context: &'a Context<E>,
     key: RunKey,
-    /// The run as last written or read; newer than the watch's.
-    run: Option<HookRun>,
+    /// The run as last written or read; as new as the watch's, or newer.
+    run: Option<Arc<HookRun>>,
+    /// What the watch has brought of the run may be behind: it is read.
+    behind: bool,
     /// The pod carries the run mark; newer than the watch's.
     marked: bool,
     /// The reason why nothing is done has been said.
@@ -166,19 +174,7 @@ struct RunTask<'a, E> {
 
 impl<E: Exec> RunTask<'_, E> {
     async fn turn(&mut self) -> Result<Turn, kube::Error> {
-        let seen = self.context.queue.run(&self.key);
-        if let (Some(own), Some(seen)) = (&self.run, &seen)
-            && own.metadata.annotations != seen.metadata.annotations
-        {
-            // Somebody asks for something: what was read before can't be written against any more.
-            self.run = None;
-        }
-        if self.run.is_none() {
-            self.run = match seen {
-                Some(_) => self.run_now().await?,
-                None => None,
-            };
-        }
+        self.catch_up().await?;
         if let Some(run) = self.run.as_ref().filter(|run| run.is_newer()) {
             return Ok(self.leave_to_newer(&run.spec.pod.clone(), &newer_run(run)).await);
         }
@@ -196,7 +192,9 @@ impl<E: Exec> RunTask<'_, E> {
         {
             return Ok(turn);
         }
-        let Some(run) = &self.run else { return Ok(Turn::Over) };
+        let Some(run) = self.run.clone() else {
+            return Ok(Turn::Over);
+        };
         let Some(status) = &run.status else {
             let text = "it came without a status of its own: with a backup, or its pod went away at once";
             return self
@@ -250,13 +248,37 @@ impl<E: Exec> RunTask<'_, E> {
         }
     }
 
+    /// Brings `run` up to what is known by now.
+    async fn catch_up(&mut self) -> Result<(), kube::Error> {
+        let Some(seen) = self.context.queue.run(&self.key) else {
+            return Ok(());
+        };
+        // Without attempts, nothing comes of it but by a write against its version: it may safely be behind.
+        let suffices = !self.behind && !has_attempts(&seen);
+        match &self.run {
+            // One copy is enough.
+            Some(own) if suffices && own.metadata.resource_version == seen.metadata.resource_version => {
+                self.run = Some(seen);
+            }
+            Some(own) if own.metadata.annotations == seen.metadata.annotations => {}
+            None if suffices => self.run = Some(seen),
+            // Or somebody asks for something: what was read before can't be written against any more.
+            _ => {
+                self.run = None;
+                self.run = self.run_now().await?.map(Arc::new);
+                self.behind = false;
+            }
+        }
+        Ok(())
+    }
+
     /// Brings a planned pod to its `HookRun`; `None` when all of that is there.
     async fn take_in(&mut self, pod: &PodView, plan: &str) -> Result<Option<Turn>, kube::Error> {
-        match intake::intake(pod, plan, self.run.as_ref()) {
+        match intake::intake(pod, plan, self.run.as_deref()) {
             Intake::Create(run) => {
                 self.run = match self.runs().create(&PostParams::default(), &run).await {
-                    Ok(run) => Some(run.lean()),
-                    Err(kube::Error::Api(status)) if status.code == 409 => self.run_now().await?,
+                    Ok(run) => Some(Arc::new(run.lean())),
+                    Err(kube::Error::Api(status)) if status.code == 409 => self.run_now().await?.map(Arc::new),
                     Err(error) => return Err(error),
                 };
             }
@@ -347,7 +369,9 @@ impl<E: Exec> RunTask<'_, E> {
         } else {
             edit.put_back(run.spec.plan.moved.clone())
         };
+        let turn = self.context.traffic.other().await;
         self.edit_pod(pod, edit, None).await?;
+        drop(turn);
         // The watch may be a moment behind.
         self.cleaned = true;
         Ok(())
@@ -396,6 +420,11 @@ impl<E: Exec> RunTask<'_, E> {
     fn runs(&self) -> Api<HookRun> {
         Api::namespaced(self.context.client.clone(), &self.key.namespace)
     }
+}
+
+fn has_attempts(run: &HookRun) -> bool {
+    let mut posts = run.status.iter().flat_map(|status| &status.post);
+    posts.any(|post| !post.attempts.is_empty())
 }
 
 #[cfg(test)]

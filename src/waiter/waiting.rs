@@ -25,6 +25,8 @@ pub(super) struct Waiting {
 
 /// The word for a hook that waits for a place among the commands that may run at once.
 const NO_FREE_SLOT: &str = "NoFreeSlot";
+/// What comes by itself is said after so many times as long: in most restores it is no news.
+const PATIENCE: i32 = 10;
 /// The longest time between two reports of what has changed.
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 
@@ -66,6 +68,7 @@ pub(super) fn report(situation: &Situation) -> Report {
         Some(_) => last
             .duration_since(created)
             .clamp(situation.report_after, LONGEST_PAUSE.max(situation.report_after)),
+        None if is_ordinary(&waiting.reason) => situation.report_after.saturating_mul(PATIENCE),
         None => situation.report_after,
     };
     // A place that comes soon is no news, however long the run had waited for other things before.
@@ -84,6 +87,19 @@ pub(super) fn report(situation: &Situation) -> Report {
         }
         Err(_) => Report::Nothing,
     }
+}
+
+/// Whether this comes by itself: images are pulled, init containers restore data, containers start and become ready.
+pub(super) fn is_ordinary(reason: &str) -> bool {
+    matches!(
+        reason,
+        "PodInitializing"
+            | "ContainerCreating"
+            | "ContainerNotReady"
+            | "ContainerNotRunning"
+            | "InitContainerRunning"
+            | "InitContainerNotEnded"
+    )
 }
 
 /// The message of a run that waits.

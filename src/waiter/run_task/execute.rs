@@ -1,5 +1,7 @@
 //! Running a hook's command between the record of its start and that of its end.
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{api::PostParams, core::Status};
 
@@ -18,6 +20,7 @@ use crate::{
         gate::Slot,
         result_file::{Answer, Files, pause_after},
         setback::Setbacks,
+        traffic::UnderWay,
     },
 };
 
@@ -39,6 +42,7 @@ impl<E: Exec> RunTask<'_, E> {
         let Some(claim) = self.context.gate.claim() else {
             return Ok(Turn::Sleep(clock::now().checked_add(LEASE_POLL).ok()));
         };
+        let under_way = self.context.traffic.start();
         self.write_start(started).await?;
         let Some(run) = self.run.clone() else {
             return Ok(Turn::Over);
@@ -46,7 +50,7 @@ impl<E: Exec> RunTask<'_, E> {
         let Some(post) = run.spec.plan.post.get(hook) else {
             return Ok(Turn::Over);
         };
-        let end = self.begin(&run, hook, post).await;
+        let end = self.begin(&run, hook, post, under_way).await;
         // Nothing runs any more, however long the record of it may take.
         self.slot = Slot::Free;
         self.write_end(hook, &end).await;
@@ -61,7 +65,7 @@ impl<E: Exec> RunTask<'_, E> {
     }
 
     /// Runs a command whose start is recorded, if it may still be run.
-    async fn begin(&self, run: &HookRun, hook: usize, post: &PostHook) -> End {
+    async fn begin(&self, run: &HookRun, hook: usize, post: &PostHook, under_way: UnderWay<'_>) -> End {
         let pod = &run.spec.pod;
         let recorded = last_attempt(run.status.as_ref(), hook).and_then(|attempt| attempt.container_id.as_ref());
         // Exec goes by name: is it still that very pod? Nothing is run if that can't be told.
@@ -83,6 +87,7 @@ impl<E: Exec> RunTask<'_, E> {
         let (namespace, name, container) = (&self.key.namespace, &pod.name, &post.container);
         tracing::info!(namespace, pod = name, container, hook = post.name, "a post hook starts");
         counts::started(&self.context.metrics, &run.spec, clock::now());
+        drop(under_way);
         let command = async {
             if let Some(folder) = &post.result_file {
                 return self.run_with_result_file(run, hook, post, folder).await;
@@ -228,7 +233,7 @@ impl<E: Exec> RunTask<'_, E> {
         while !self.context.stop.is_cancelled() {
             match self.run_now().await {
                 Ok(Some(run)) if run.status.as_ref() == Some(&started) => {
-                    self.run = Some(run);
+                    self.run = Some(Arc::new(run));
                     return Ok(());
                 }
                 Ok(_) => return Err(error),
@@ -276,7 +281,13 @@ impl<E: Exec> RunTask<'_, E> {
                 budget::strip(&mut new);
             }
             let run = run.clone();
-            let Err(error) = self.write(new).await else {
+            let turn = self.context.traffic.end().await;
+            let written = self.put(new).await;
+            drop(turn);
+            let Err(error) = written else {
+                if let (Some(before), Some(written)) = (&run.status, &self.run) {
+                    self.tell(before, written).await;
+                }
                 self.clean_up(&run, hook).await;
                 return;
             };
@@ -289,7 +300,7 @@ impl<E: Exec> RunTask<'_, E> {
             }
             is_stripped |= is_about_the_record(&error);
             match self.run_now().await {
-                Ok(Some(fresh)) => self.run = Some(fresh),
+                Ok(Some(fresh)) => self.run = Some(Arc::new(fresh)),
                 Ok(None) => {
                     tracing::error!(
                         namespace = self.key.namespace,
@@ -321,17 +332,25 @@ impl<E: Exec> RunTask<'_, E> {
 
     /// Writes a status against the resource version that was read, and tells what has ended.
     pub(super) async fn write(&mut self, status: HookRunStatus) -> Result<(), kube::Error> {
+        let before = self.run.as_ref().and_then(|run| run.status.clone()).unwrap_or_default();
+        self.put(status).await?;
+        if let Some(written) = &self.run {
+            self.tell(&before, written).await;
+        }
+        Ok(())
+    }
+
+    /// Writes a status against the resource version that was read.
+    async fn put(&mut self, status: HookRunStatus) -> Result<(), kube::Error> {
         let Some(run) = &self.run else { return Ok(()) };
-        let before = run.status.clone().unwrap_or_default();
-        let mut new = run.clone();
+        let mut new = HookRun::clone(run);
         new.status = Some(status);
         let written = self
             .runs()
             .replace_status(&self.key.name, &PostParams::default(), &new)
-            .await?
-            .lean();
-        self.context.queue.run_seen(written.clone());
-        self.tell(&before, &written).await;
+            .await?;
+        let written = Arc::new(written.lean());
+        self.context.queue.run_seen(Arc::clone(&written));
         self.run = Some(written);
         Ok(())
     }

@@ -222,7 +222,8 @@ impl Setup {
         let client = server.client();
         let standing = Arc::new(Standing::new("me".to_owned(), Duration::from_secs(600)));
         standing.hold();
-        let events = Events::new(client.clone(), None);
+        let traffic = Arc::new(Traffic::default());
+        let events = Events::new(client.clone(), None).behind(Arc::clone(&traffic));
         let (synced, is_synced) = watch::channel(true);
         let queue = Arc::new(Queue::default());
         let missed = Missed {
@@ -238,6 +239,7 @@ impl Setup {
             exec: Arc::clone(&runner),
             queue: Arc::clone(&queue),
             events,
+            traffic,
             metrics: Arc::new(Metrics::waiter()),
             policies: Arc::new(Policies::new(Vec::new())),
             missed: Arc::new(missed),
@@ -354,7 +356,7 @@ async fn while_it_waits_for_a_place_it_says_so_and_can_be_cancelled() {
             let cancel = json!({"id": "c", "by": "somebody", "at": "2026-01-01T00:00:00Z"}).to_string();
             run["metadata"]["annotations"] = json!({"reveille.dev/cancel": cancel});
             run["metadata"]["resourceVersion"] = json!("7");
-            let seen = serde_json::from_value(run.clone()).unwrap();
+            let seen: HookRun = serde_json::from_value(run.clone()).unwrap();
             setup.context.queue.run_seen(seen);
         }
         bell.notify_one();
@@ -431,7 +433,8 @@ async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
     // The watch still shows the container as it was.
     let view = PodView::read(&serde_json::from_value(before.clone()).unwrap(), Redactor::built_in()).unwrap();
     let mut task = RunTask {
-        run: setup.context.queue.run(&setup.key).map(|run| HookRun::clone(&run)),
+        run: setup.context.queue.run(&setup.key),
+        behind: false,
         marked: true,
         reported: false,
         cleaned: false,
@@ -565,4 +568,13 @@ async fn what_an_older_reveille_has_written_is_gone_on_with() {
         );
         assert!(status.phase.is_final() && !status.conditions.is_empty());
     }
+}
+
+/// Thousands of tasks sleep between their turns.
+#[tokio::test]
+async fn a_task_that_sleeps_is_small() {
+    let setup = Setup::new(&[]);
+    let task = drive(Arc::clone(&setup.context), setup.key.clone(), Arc::default());
+    let size = std::mem::size_of_val(&task);
+    assert!(size < 1024, "{size} bytes");
 }

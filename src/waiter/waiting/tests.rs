@@ -220,12 +220,15 @@ fn written(spec: &HookRunSpec, views: &[(i64, PodView)], until: i64) -> (Vec<(i6
 #[test]
 fn it_is_said_after_a_while_and_again_only_when_the_reason_changes() {
     let waiting = |why: &str| main_is("Always", json!({"waiting": {"reason": why}}));
-    let views = [(0, waiting("ContainerCreating")), (100, waiting("ErrImagePull"))];
+    let views = [(0, waiting("CreateContainerError")), (100, waiting("ErrImagePull"))];
     let (said, status) = written(&one(), &views, 3600);
     assert_eq!(
         said,
         [
-            (30, "waits: container main does not run (ContainerCreating)".to_owned()),
+            (
+                30,
+                "waits: container main does not run (CreateContainerError)".to_owned()
+            ),
             (100, "waits: container main does not run (ErrImagePull)".to_owned()),
         ]
     );
@@ -240,6 +243,19 @@ fn it_is_said_after_a_while_and_again_only_when_the_reason_changes() {
     );
     assert_eq!(condition.last_transition_time.0, at(100));
     assert_eq!(status.phase, RunPhase::Pending);
+}
+
+#[test]
+fn what_comes_by_itself_is_said_later() {
+    let creating = main_is("Always", json!({"waiting": {"reason": "ContainerCreating"}}));
+    let (said, status) = written(&one(), &[(0, creating)], 3600);
+    let words = "waits: container main does not run (ContainerCreating)";
+    assert_eq!(said, [(300, words.to_owned())]);
+    let waits = status
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == WAITING && condition.status == "True");
+    assert!(waits, "{:?}", status.conditions);
 }
 
 #[test]
