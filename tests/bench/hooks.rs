@@ -364,9 +364,7 @@ pub(crate) async fn install(cluster: &Cluster) -> anyhow::Result<Installed> {
         "--timeout",
         "120s",
     ];
-    // Velero makes ten pods a second, so the first wait long here. That would be reported on each: two more writes.
-    let patient = ["--set", "waiter.reportWaitingAfter=1h"];
-    program("helm", &[&what[..], &how, &patient].concat())?;
+    program("helm", &[&what[..], &how].concat())?;
     webhook_answers(cluster).await?;
     let pods = cluster.pods_of("reveille", "app.kubernetes.io/name=reveille").await?;
     // Past the first lists.

@@ -229,9 +229,8 @@ the API server so. Both systems start afresh for each round. API server, etcd, k
 ### API requests for each pod
 
 From the API server's audit log. Velero makes its own for the restore, too; what its hooks cost is the difference between
-the first two columns. What does not grow with the number of pods is not shown. A pod that waits longer than the value
-`waiter.reportWaitingAfter` costs two writes more (an Event and a condition say what it waits for). Here that value is 1h:
-Velero makes about ten pods in a second, so the first are held back for minutes, which is the benchmark's doing.
+the first two columns. What does not grow with the number of pods is not shown. A pod that waits for more than five minutes
+(or half a minute, where something is wrong) costs two writes more: an Event and a condition say what it waits for.
 
 {}
 ### Pods without hooks
