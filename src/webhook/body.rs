@@ -114,7 +114,8 @@ pub(super) async fn read(
 
 async fn collect(mut body: Body, limits: &Limits) -> Result<Bytes, BodyError> {
     let limit = limits.body_bytes;
-    let mut collected = Vec::new();
+    let announced = body.size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
+    let mut collected = Vec::with_capacity(announced.filter(|bytes| *bytes <= limit).unwrap_or_default());
     let mut seen = 0_usize;
     let mut next = async || timeout(limits.body_pause, body.frame()).await;
     while let Some(frame) = next().await.map_err(|_| BodyError::TooSlow)? {

@@ -21,7 +21,7 @@ use rustls::{
     ServerConfig,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use tokio_util::sync::CancellationToken;
@@ -104,8 +104,9 @@ pub fn server_config(certificate: ServingCertificate) -> Result<Arc<ServerConfig
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(certificate));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // rustls resumes TLS 1.2 and 1.3 sessions by ticket only if a server asks for it.
-    config.ticketer = ring::Ticketer::new()?;
+    // The API server never resumes a session (Go does so only with a cache that it is given): tickets would be made for nobody.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
 }
 
