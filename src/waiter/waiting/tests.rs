@@ -373,7 +373,7 @@ fn the_report_of_a_run_that_waits_shows_its_init_containers_as_they_are() {
     );
     let running = json!({"running": {"startedAt": at(5).to_string()}});
     let status = json!({"phase": "Pending", "initContainerStatuses": [container("prepare", running)]});
-    let (said, status) = written(&spec, &[(0, pod("Always", status))], 100);
+    let (said, status) = written(&spec, &[(0, pod("Always", status))], 400);
     assert_eq!(said.len(), 1, "{said:?}");
     assert_eq!(status.init[0].state, InitState::Running);
     assert!(status.init[0].started_at.is_some());
