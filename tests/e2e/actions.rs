@@ -31,7 +31,6 @@ fn handing_on(t: &Scenario) -> Value {
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn artifacts_go_from_pre_hook_to_on_success_or_to_on_failure() {
     let t = Scenario::new("act-artifacts").await;
     let controller = Controller::start(&t, &[]).await;
@@ -69,7 +68,6 @@ async fn artifacts_go_from_pre_hook_to_on_success_or_to_on_failure() {
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn a_failing_restore_leads_to_on_failure_once() {
     let t = Scenario::new("act-failing").await;
     let controller = Controller::start(&t, &["--hook-retries=2"]).await;
@@ -120,7 +118,6 @@ async fn a_failing_restore_leads_to_on_failure_once() {
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn two_namespaces_get_two_invocations_and_a_refused_action_runs_nothing() {
     let t = Scenario::new("act-two").await;
     let controller = Controller::start(&t, &[]).await;
@@ -180,7 +177,6 @@ async fn two_namespaces_get_two_invocations_and_a_refused_action_runs_nothing() 
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn a_hook_that_fails_is_tried_again_one_that_succeeded_is_not_and_a_failed_on_success_leads_to_on_failure() {
     let t = Scenario::new("act-retry").await;
     let controller = Controller::start(&t, &["--hook-retries=1"]).await;
@@ -221,7 +217,6 @@ async fn a_hook_that_fails_is_tried_again_one_that_succeeded_is_not_and_a_failed
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn cancelling_stops_the_hook_and_nothing_else_begins() {
     let t = Scenario::new("act-cancel").await;
     let controller = Controller::start(&t, &[]).await;

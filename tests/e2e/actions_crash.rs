@@ -22,7 +22,6 @@ async fn kill_in(t: &Scenario, controller: &mut Controller<'_>, name: &str) {
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn a_controller_that_is_killed_in_each_phase_goes_on_where_it_stopped() {
     let t = Scenario::new("act-kill").await;
     let mut controller = Controller::start(&t, &["--hook-retries=1"]).await;

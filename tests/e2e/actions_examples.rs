@@ -62,7 +62,6 @@ async fn run_action(t: &Scenario, kind: ActionKind, name: &str, spec: Value) -> 
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn the_documents_two_examples_run_verbatim() {
     let t = Scenario::alone("act-examples").await;
     load_kubectl_image();

@@ -46,7 +46,6 @@ impl Drop for Plugin {
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn export_hooks_follow_what_veleros_plugins_move() {
     let t = Scenario::alone("act-export").await;
     let _plugin = Plugin::install();

@@ -26,7 +26,6 @@ fn call(func: &str, name: &str, args: Value) -> Value {
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn every_function_does_its_work_on_the_cluster() {
     let t = Scenario::new("act-functions").await;
     let controller = Controller::start(&t, &["--hook-retries=0"]).await;
@@ -106,7 +105,6 @@ async fn every_function_does_its_work_on_the_cluster() {
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn hook_pods_are_root_unless_that_is_off_and_a_config_map_has_the_last_word() {
     let t = Scenario::new("act-root").await;
     let mut controller = Controller::start(&t, &["--hook-retries=0"]).await;
@@ -171,7 +169,6 @@ async fn hook_pods_are_root_unless_that_is_off_and_a_config_map_has_the_last_wor
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn an_image_that_cannot_be_pulled_is_said_and_a_missing_subject_fails_the_hook() {
     let t = Scenario::new("act-image").await;
     let controller = Controller::start(&t, &["--hook-retries=0", "--pod-start-timeout=20s"]).await;

@@ -10,7 +10,6 @@ use serde_json::json;
 use crate::harness::*;
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn annotations_on_velero_objects_name_on_success_and_on_failure_but_no_pre_hook() {
     let t = Scenario::new("act-policy").await;
     let controller = Controller::start(&t, &["--policies=true"]).await;
@@ -66,7 +65,6 @@ async fn annotations_on_velero_objects_name_on_success_and_on_failure_but_no_pre
 }
 
 #[tokio::test]
-#[ignore = "not run on a cluster yet"]
 async fn a_restore_of_everything_gets_its_namespaces_from_the_backups_resource_list() {
     let t = Scenario::new("act-all").await;
     let controller = Controller::start(&t, &[]).await;
