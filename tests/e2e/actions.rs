@@ -46,7 +46,7 @@ async fn artifacts_go_from_pre_hook_to_on_success_or_to_on_failure() {
         .finish()
         .await;
     assert_eq!(well.phase, ActionPhase::Succeeded, "{}", well.message);
-    assert_eq!(well.namespaces, std::slice::from_ref(&t.namespace));
+    assert_eq!(well.namespaces, [t.namespace.clone()]);
     assert_eq!(state(&well, HookName::OnFailure), StepState::Skipped);
     assert_eq!(t.read("good"), format!("from-pre {}\n", t.namespace));
     // The post-restore hook of the pod had ended before onSuccess began.

@@ -104,7 +104,7 @@ async fn a_restore_of_everything_gets_its_namespaces_from_the_backups_resource_l
         .finish()
         .await;
     assert_eq!(status.phase, ActionPhase::Succeeded, "{}", status.message);
-    assert_eq!(status.namespaces, std::slice::from_ref(&t.namespace));
+    assert_eq!(status.namespaces, [t.namespace.clone()]);
     assert_eq!(state(&status, HookName::OnSuccess), StepState::Succeeded);
     assert_eq!(t.read("a"), format!("{}\n", t.namespace));
 }
