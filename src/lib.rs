@@ -1,6 +1,5 @@
 #![doc = include_str!("../docs/ARCHITECTURE.md")]
 
-pub mod actions;
 pub mod admission;
 pub mod api;
 pub mod blueprint;

@@ -1,6 +1,5 @@
 //! The command line.
 
-mod actions_status;
 pub mod blueprint;
 pub mod check;
 pub mod control;
@@ -17,12 +16,11 @@ mod status_table;
 mod target;
 pub mod unserved;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
 use crate::{
-    actions,
     infra::{supervise, telemetry},
     waiter, webhook,
 };
@@ -40,7 +38,6 @@ enum Command {
     /// Serve the admission webhook.
     Webhook(Box<webhook::WebhookArgs>),
     Waiter(Box<waiter::WaiterArgs>),
-    Actions(Box<actions::ActionsArgs>),
     Status(status::StatusArgs),
     Wait(status::WaitArgs),
     Logs(logs::LogsArgs),
@@ -53,7 +50,8 @@ enum Command {
     Check(check::CheckArgs),
     Release(release::ReleaseArgs),
     SelfTest(self_test::SelfTestArgs),
-    Crd(crd::CrdArgs),
+    /// Prints the custom resource definitions as YAML.
+    Crd,
 }
 
 /// Runs the command that was asked for.
@@ -71,10 +69,6 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             supervise::end_with_parent()?;
             waiter::run(*args).await?;
         }
-        Command::Actions(args) => {
-            telemetry::init()?;
-            actions::run(*args).await?;
-        }
         Command::Status(args) => return status::run(args).await,
         Command::Wait(args) => return status::wait(args).await,
         Command::Logs(args) => return logs::run(args).await,
@@ -87,7 +81,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return check::run(args).await,
         Command::Release(args) => return release::run(args).await,
         Command::SelfTest(args) => return self_test::run(args).await,
-        Command::Crd(args) => crd::run(&args)?,
+        Command::Crd => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! `reveille status` and `reveille wait`: what became of each hook and action, and an exit code that tells the result.
+//! `reveille status` and `reveille wait`: what became of each hook, and an exit code that tells the result.
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
@@ -8,7 +8,6 @@ use kube::{Client, api::ListParams};
 use serde::Serialize;
 
 use super::{
-    actions_status,
     output::{self, Output},
     progress::Progress,
     status_table,
@@ -40,7 +39,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How many looks in a row may fail while it is waited for: the API server may be away for a while.
 const FAILURES: u32 = 120;
 
-/// Shows what became of the hooks of restores, and of actions.
+/// Shows what became of the hooks of restores.
 ///
 /// Exit code: 0 all hooks that count succeeded, 1 a hook with on-error Fail did not, 2 an error, 3 not finished yet.
 #[derive(Args, Debug)]
@@ -127,15 +126,9 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         read(&client, name.as_ref()).await?
     };
     let statuses = with_unserved(&client, statuses, name.is_none()).await;
-    let actions = actions_status::read(&client, name.as_ref().map(|name| name.name.as_str())).await?;
-    output::print(
-        args.output,
-        &serde_json::json!({"restores": statuses, "actions": actions}),
-        || {
-            let now = clock::now();
-            status_table::render(&statuses, now) + &actions_status::render(&actions, now)
-        },
-    )?;
+    output::print(args.output, &serde_json::json!({"restores": statuses}), || {
+        status_table::render(&statuses, clock::now())
+    })?;
     Ok(ExitCode::from(exit_code(&statuses)))
 }
 

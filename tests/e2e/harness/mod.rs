@@ -1,6 +1,5 @@
 //! What the tests are written with.
 
-mod actions;
 mod audit;
 mod cluster;
 mod hooks;
@@ -16,7 +15,6 @@ mod third_party;
 mod velero_log;
 mod wait;
 
-pub(crate) use actions::*;
 pub(crate) use audit::*;
 pub(crate) use cluster::*;
 pub(crate) use hooks::*;
