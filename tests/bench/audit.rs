@@ -121,19 +121,22 @@ impl Audit {
         counts
     }
 
-    /// How many watches somebody had open at a moment.
-    pub(crate) fn open_watches(&self, who: Who, at: Timestamp) -> usize {
-        let mut open: HashMap<&str, bool> = HashMap::new();
+    /// Which watches somebody had open at a moment, by resource.
+    pub(crate) fn open_watches(&self, who: Who, at: Timestamp) -> Requests {
+        let mut open: HashMap<&str, (String, bool)> = HashMap::new();
         let watches = self
             .entries
             .iter()
             .filter(|entry| entry.verb == "watch" && who.called(entry) && entry.stage_timestamp <= at);
         for entry in watches {
-            let ended = entry.stage != "ResponseStarted";
-            let known = open.entry(&entry.id).or_default();
-            *known |= ended;
+            let (_, ended) = open.entry(&entry.id).or_insert_with(|| (entry.what(), false));
+            *ended |= entry.stage != "ResponseStarted";
         }
-        open.values().filter(|ended| !**ended).count()
+        let mut counts = Requests::new();
+        for (what, _) in open.into_values().filter(|(_, ended)| !ended) {
+            *counts.entry(what).or_default() += 1;
+        }
+        counts
     }
 
     /// When kwok first reported something of each pod of a namespace.
@@ -214,8 +217,8 @@ mod tests {
             ],
         };
         let at = |second| Timestamp::from_second(second).unwrap();
-        assert_eq!(audit.open_watches(Who::Velero, at(2)), 2);
-        assert_eq!(audit.open_watches(Who::Velero, at(3)), 1);
+        assert_eq!(audit.open_watches(Who::Velero, at(2))["watch pods"], 2);
+        assert_eq!(audit.open_watches(Who::Velero, at(3))["watch pods"], 1);
         let requests = audit.requests(Who::Velero, at(0));
         assert_eq!(requests["watch pods"], 2);
         assert_eq!(requests["get pods"], 1);

@@ -76,8 +76,8 @@ pub(crate) struct Round {
     pub(crate) velero_requests: Requests,
     pub(crate) reveille_requests: Requests,
     /// Watches that were open while all pods waited.
-    pub(crate) velero_watches: usize,
-    pub(crate) reveille_watches: usize,
+    pub(crate) velero_watches: Requests,
+    pub(crate) reveille_watches: Requests,
     /// What the processes used.
     pub(crate) velero: Used,
     pub(crate) webhook: Used,
