@@ -178,6 +178,8 @@ async fn a_call_that_finds_no_room_in_its_time_is_told_so() {
         body_bytes: 1 << 20,
         bytes_in_flight: 1 << 20,
         body: LONG,
+        // The greedy one keeps its room for longer than the call may take.
+        body_pause: LONG,
         ..limits()
     };
     let server = start(limits, FakeVelero::default(), vec![]).await;
