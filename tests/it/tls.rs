@@ -64,25 +64,28 @@ async fn a_rotation_under_load_fails_no_call() {
         }
         calls
     });
-    let fresh = async {
-        let mut calls = 0;
+    let fresh = std::cell::Cell::new(0);
+    let connecting = async {
         while !done.is_cancelled() {
             let mut client = Client::connect(server.address, &cas).await.unwrap();
             client.pod(&pod("r")).await.unwrap().response();
-            calls += 1;
+            fresh.set(fresh.get() + 1);
         }
-        calls
     };
     let rotation = async {
         for round in 0..20 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            // Each certificate meets a new connection, however slow this machine is.
+            let before = fresh.get();
+            while fresh.get() == before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             let ca = if round < 10 { &server.ca } else { &next };
             sign(ca, &server.certificate);
         }
         done.cancel();
     };
-    let (kept, fresh, ()) = tokio::join!(futures::future::join_all(kept), fresh, rotation);
-    assert!(kept.iter().all(|calls| *calls > 0) && fresh > 5, "{kept:?} {fresh}");
+    let (kept, (), ()) = tokio::join!(futures::future::join_all(kept), connecting, rotation);
+    assert!(kept.iter().all(|calls| *calls > 0), "{kept:?}");
     // The new CA alone is enough now.
     Client::connect(server.address, &[&next]).await.unwrap();
     assert!(Client::connect(server.address, &[&server.ca]).await.is_err());
