@@ -77,8 +77,10 @@ impl PodDecision {
 
 /// Decides what is done to a pod at its creation. `decide(apply(decide(pod)))` changes nothing.
 pub fn decide_pod(pod: &Value, context: &PodContext) -> PodDecision {
-    if !pod.get("spec").is_some_and(Value::is_object) {
-        return PodDecision::untouched(false, "it is no pod: it has no spec");
+    for part in ["metadata", "spec"] {
+        if !pod.get(part).is_some_and(Value::is_object) {
+            return PodDecision::untouched(false, format!("it is no pod: it has no {part}"));
+        }
     }
     let no_rules = Rules::default();
     let (restore, rules, reason) = match &context.restored {
