@@ -119,6 +119,23 @@ impl HookRun {
     pub fn is_newer(&self) -> bool {
         self.spec.plan.version > plan::VERSION
     }
+
+    /// The request to run it again that stands on the run, taken in or not.
+    pub fn rerun_request(&self) -> Option<RerunRequest> {
+        RerunRequest::read(self.metadata.annotations.as_ref()?.get(RERUN_ANNOTATION)?)
+    }
+
+    /// The request to run it again that nobody has taken in yet, if there is one.
+    pub fn open_rerun(&self) -> Option<RerunRequest> {
+        let request = self.rerun_request()?;
+        let taken = self.status.as_ref()?.has_taken(&request.request);
+        (!taken).then_some(request)
+    }
+
+    /// The request to cancel that stands on the run itself.
+    pub fn cancel_request(&self) -> Option<Request> {
+        Request::read(self.metadata.annotations.as_ref()?.get(CANCEL_ANNOTATION)?)
+    }
 }
 
 /// How a whole run stands.
@@ -176,20 +193,6 @@ impl HookState {
     /// Nothing will change any more, unless somebody asks for a rerun.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Waiting | Self::Started)
-    }
-}
-
-impl HookRun {
-    /// The request to run it again that nobody has taken in yet, if there is one.
-    pub fn open_rerun(&self) -> Option<RerunRequest> {
-        let request = RerunRequest::read(self.metadata.annotations.as_ref()?.get(RERUN_ANNOTATION)?)?;
-        let taken = self.status.as_ref()?.has_taken(&request.request);
-        (!taken).then_some(request)
-    }
-
-    /// The request to cancel that stands on the run itself.
-    pub fn cancel_request(&self) -> Option<Request> {
-        Request::read(self.metadata.annotations.as_ref()?.get(CANCEL_ANNOTATION)?)
     }
 }
 

@@ -184,7 +184,7 @@ async fn with_unserved(client: &Client, mut statuses: Vec<RestoreStatus>, all: b
         position.filter(|_| !uid.is_empty())
     };
     let found = async {
-        let restores = restores_of(client).await?;
+        let restores = target::restores(client).await?;
         let shown = restores
             .iter()
             .filter(|restore| all || of(&statuses, &restore.uid).is_some());
@@ -232,7 +232,7 @@ async fn read(client: &Client, name: Option<&Name>) -> anyhow::Result<Vec<Restor
         None => ListParams::default(),
     };
     let runs = target::runs(client, &parameters).await?;
-    let restores = restores_of(client).await?;
+    let restores = target::restores(client).await?;
     let mut statuses = Vec::new();
     for (reference, runs) in grouped(name, &restores, runs)? {
         let uid = reference.as_ref().map(|reference| &reference.uid);
@@ -319,12 +319,6 @@ impl RestoreStatus {
             not_served: Vec::new(),
         }
     }
-}
-
-/// All Restores; none where Velero is not installed.
-async fn restores_of(client: &Client) -> anyhow::Result<Vec<RestoreInfo>> {
-    let all = restores::list(client).await.context("can't list Velero's Restores")?;
-    Ok(all.into_iter().map(|(_, info)| info).collect())
 }
 
 /// How many planned pods of the restore have no `HookRun` yet.

@@ -96,9 +96,15 @@ pub(super) struct FoundRestore {
 
 /// All Restores and all runs of the cluster.
 pub(super) async fn read(client: &Client) -> anyhow::Result<(Vec<RestoreInfo>, Vec<HookRun>)> {
-    let restores = restores::list(client).await.context("can't list Velero's Restores")?;
+    let restores = restores(client).await?;
     let runs = runs(client, &ListParams::default()).await?;
-    Ok((restores.into_iter().map(|(_, info)| info).collect(), runs))
+    Ok((restores, runs))
+}
+
+/// All Restores; none where Velero is not installed.
+pub(super) async fn restores(client: &Client) -> anyhow::Result<Vec<RestoreInfo>> {
+    let all = restores::list(client).await.context("can't list Velero's Restores")?;
+    Ok(all.into_iter().map(|(_, info)| info).collect())
 }
 
 /// The runs that these parameters select.

@@ -4,7 +4,7 @@
 use std::io;
 
 use super::events;
-use crate::api::hook_run::{HookRunStatus, PostStatus};
+use crate::api::hook_run::HookRunStatus;
 
 /// The largest status, in bytes of JSON. Etcd takes 1.5 MiB; the rest is for the plan, of which a pod's annotations hold at most
 /// 256 KiB, and for the API server's own notes.
@@ -22,27 +22,29 @@ const LATEST: usize = 3;
 /// Makes a status fit: first long output is cut, the longest first, to 32 KiB each, then to half of that, and so on; then
 /// messages; then attempts between the first and the latest are left out and counted; then all output goes.
 pub fn fit(status: &mut HookRunStatus) {
-    let mut limit = FIRST_CUT;
-    while limit >= SHORT && is_too_large(status) {
+    let limits = std::iter::successors(Some(FIRST_CUT), |limit| Some(limit / 2));
+    for limit in limits.take_while(|limit| *limit >= SHORT) {
+        if !is_too_large(status) {
+            return;
+        }
         cut_output(status, limit);
-        limit /= 2;
     }
-    if is_too_large(status) {
-        cut_messages(status);
-    }
-    if is_too_large(status) {
-        status.post.iter_mut().for_each(leave_out);
-    }
-    if is_too_large(status) {
-        drop_output(status);
+    for shorten in SHORTEN {
+        if !is_too_large(status) {
+            return;
+        }
+        shorten(status);
     }
 }
 
+/// What makes a record shorter where cutting output is not enough, one after the other.
+const SHORTEN: [fn(&mut HookRunStatus); 3] = [cut_messages, leave_out_attempts, drop_output];
+
 /// The least that still says what became of each hook, for an API server that takes no more.
 pub fn strip(status: &mut HookRunStatus) {
-    cut_messages(status);
-    status.post.iter_mut().for_each(leave_out);
-    drop_output(status);
+    for shorten in SHORTEN {
+        shorten(status);
+    }
 }
 
 /// Counts what would be written.
@@ -93,13 +95,15 @@ fn cut_messages(status: &mut HookRunStatus) {
     }
 }
 
-/// The first attempt and the latest stay; of those between only their number does.
-fn leave_out(post: &mut PostStatus) {
-    let last = post.attempts.len().saturating_sub(LATEST);
-    if last > 1 {
-        let gone = post.attempts.drain(1..last).count();
-        let gone = u32::try_from(gone).unwrap_or(u32::MAX);
-        post.attempts_left_out = post.attempts_left_out.saturating_add(gone);
+/// Of each hook the first attempt and the latest stay; of those between only their number does.
+fn leave_out_attempts(status: &mut HookRunStatus) {
+    for post in &mut status.post {
+        let last = post.attempts.len().saturating_sub(LATEST);
+        if last > 1 {
+            let gone = post.attempts.drain(1..last).count();
+            let gone = u32::try_from(gone).unwrap_or(u32::MAX);
+            post.attempts_left_out = post.attempts_left_out.saturating_add(gone);
+        }
     }
 }
 

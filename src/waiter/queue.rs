@@ -15,9 +15,8 @@ use crate::{
         HookRun,
         hook_run::{Attempt, HookRunStatus, RunPhase},
     },
-    control::{Controls, Request, RerunRequest},
+    control::{Controls, Request},
     hooks::restored::RestoreInfo,
-    names::RERUN_ANNOTATION,
 };
 
 /// A run by namespace and name.
@@ -177,14 +176,7 @@ impl Queue {
 
     /// All runs of a restore.
     pub fn runs_of(&self, restore_uid: &str) -> Vec<Arc<HookRun>> {
-        let belongs = |run: &HookRun| {
-            run.spec
-                .plan
-                .restore
-                .as_ref()
-                .is_some_and(|restore| restore.uid == restore_uid)
-        };
-        self.lock().runs.values().filter(|run| belongs(run)).cloned().collect()
+        self.runs_that(|run| is_of(run, restore_uid))
     }
 
     /// All runs for which this holds.
@@ -231,7 +223,7 @@ impl Queue {
         let mut state = self.lock();
         let old = state.controls.insert(restore.uid.clone(), controls.clone());
         if old.unwrap_or_default() != controls {
-            state.wake(|run| run.spec.plan.restore.as_ref().is_some_and(|of| of.uid == restore.uid));
+            state.wake(|run| is_of(run, &restore.uid));
         }
     }
 
@@ -274,13 +266,10 @@ impl Queue {
             .as_ref()
             .and_then(|of| state.controls.get(&of.uid));
         let on_restore = known.cloned().unwrap_or_default();
-        let annotations = run.metadata.annotations.as_ref();
         Controls {
             cancel: run.cancel_request().into_iter().chain(on_restore.cancel).collect(),
             pause: state.pause.clone().or(on_restore.pause),
-            rerun: annotations
-                .and_then(|annotations| annotations.get(RERUN_ANNOTATION))
-                .and_then(|text| RerunRequest::read(text)),
+            rerun: run.rerun_request(),
         }
     }
 
@@ -365,9 +354,14 @@ impl State {
             known.push((key.clone(), reason));
         }
         if is_first {
-            self.wake(|run| run.spec.plan.restore.as_ref().is_some_and(|of| of.uid == restore.uid));
+            self.wake(|run| is_of(run, &restore.uid));
         }
     }
+}
+
+/// Whether a run is of this restore.
+fn is_of(run: &HookRun, restore_uid: &str) -> bool {
+    run.spec.plan.restore.as_ref().is_some_and(|of| of.uid == restore_uid)
 }
 
 /// A run that has ended, and of which an init container has not: its end is recorded, too.

@@ -173,10 +173,8 @@ impl Keeper {
     }
 
     /// Nobody knows what became of its hooks any more; said once.
-    async fn is_forgotten(&mut self, restore: &RestoreInfo) -> bool {
-        let runs = self.queue.runs_of(&restore.uid);
-        let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
-        let forgotten = result::may_be_forgotten(restore, &runs, self.ttl, clock::now());
+    async fn is_forgotten(&mut self, restore: &RestoreInfo, runs: &[&HookRun]) -> bool {
+        let forgotten = result::may_be_forgotten(restore, runs, self.ttl, clock::now());
         if forgotten && self.forgotten.insert(restore.uid.clone()) {
             tracing::warn!(restore = restore.name, "{FORGOTTEN}");
             self.missed.tell_forgotten(restore, FORGOTTEN).await;
@@ -199,11 +197,16 @@ impl Keeper {
                 .get(&restore.uid)
                 .is_none_or(CancellationToken::is_cancelled);
             let worth_a_look = restore.result_is_open() || self.changed.contains(&restore.uid);
-            if !looked_through || !worth_a_look || self.is_forgotten(restore).await {
+            if !looked_through || !worth_a_look {
+                continue;
+            }
+            let runs = self.queue.runs_of(&restore.uid);
+            let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
+            if self.is_forgotten(restore, &runs).await {
                 continue;
             }
             let repairs = self.repairs.get(&restore.uid).copied().unwrap_or_default();
-            match settle(&self.missed, &self.queue, restore, repairs < REPAIR_LIMIT).await {
+            match settle(&self.missed, &self.queue, restore, &runs, repairs < REPAIR_LIMIT).await {
                 Ok(settlement) => {
                     self.changed.remove(&restore.uid);
                     if matches!(settlement, Settlement::Repair(_)) {
@@ -229,13 +232,12 @@ async fn settle(
     missed: &Missed,
     queue: &Queue,
     restore: &RestoreInfo,
+    runs: &[&HookRun],
     may_repair: bool,
 ) -> Result<Settlement, kube::Error> {
     let client = &missed.client;
-    let runs = queue.runs_of(&restore.uid);
-    let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
-    let mut verdict = result::judge(restore, 0, &runs, clock::now());
-    if settlement::settle(restore, &verdict, &runs) == Settlement::Leave {
+    let mut verdict = result::judge(restore, 0, runs, clock::now());
+    if settlement::settle(restore, &verdict, runs) == Settlement::Leave {
         if let Verdict::Pending(why) = &verdict {
             tracing::debug!(restore = restore.name, why, "the result is still open");
         }
@@ -243,7 +245,7 @@ async fn settle(
     }
     if !matches!(verdict, Verdict::Pending(_)) {
         // Only now is it worth a list.
-        verdict = result::judge(restore, unplanned(client, queue, restore).await?, &runs, clock::now());
+        verdict = result::judge(restore, unplanned(client, queue, restore).await?, runs, clock::now());
     }
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &restore.namespace, &resource());
     let Some(current) = api.get_opt(&restore.name).await? else {
@@ -254,7 +256,7 @@ async fn settle(
     let Some(fresh) = fresh.filter(|fresh| fresh.uid == restore.uid) else {
         return Ok(Settlement::Leave);
     };
-    let settlement = settlement::settle(&fresh, &verdict, &runs);
+    let settlement = settlement::settle(&fresh, &verdict, runs);
     let mut patch = match &settlement {
         Settlement::Leave => return Ok(settlement),
         Settlement::Repair(_) if !may_repair => return Ok(settlement),
@@ -271,7 +273,7 @@ async fn settle(
         "the result of a restore's hooks is written"
     );
     if matches!(settlement, Settlement::Write(_)) {
-        missed.tell_end(restore, &verdict, &runs).await;
+        missed.tell_end(restore, &verdict, runs).await;
     }
     Ok(settlement)
 }

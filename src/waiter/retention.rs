@@ -106,21 +106,21 @@ impl Sweeper {
     /// Deletes runs whose time is over; says whether all of them could be deleted.
     async fn sweep(&self, now: Timestamp) -> bool {
         let is_over = |run: &HookRun| due(run, self.ttl).is_some_and(|due| due <= now);
-        if self.queue.runs_that(is_over).is_empty() {
+        let mut all_due = self.queue.runs_that(is_over);
+        if all_due.is_empty() {
             return true;
         }
         // Without its run a pod whose init containers are still watched would be taken for a new one.
         let worked_on = self.queue.worked_on();
         let is_idle = |run: &HookRun| RunKey::of_run(run).is_some_and(|key| !worked_on.contains(&key));
-        let is_due = |run: &HookRun| is_over(run) && is_idle(run);
-        let all_due = self.queue.runs_that(is_due);
+        all_due.retain(|run| is_idle(run));
         if all_due.is_empty() {
             return true;
         }
         // A rerun is judged with all runs of its restore, so they go together.
         let kept: HashSet<String> = self
             .queue
-            .runs_that(|run| !is_due(run))
+            .runs_that(|run| !is_over(run) || !is_idle(run))
             .iter()
             .filter_map(|run| Some(run.spec.plan.restore.as_ref()?.uid.clone()))
             .collect();

@@ -102,7 +102,7 @@ fn what_happens(runs: &[&HookRun]) -> String {
 
 fn has_ended(target: &Target) -> Option<String> {
     match target {
-        Target::Restore(restore) => restore_has_ended(restore, restore.info.as_ref()),
+        Target::Restore(restore) => restore_has_ended(restore),
         Target::Run(run) => {
             let phase = run.status.as_ref()?.phase;
             (phase.is_final() && run.open_rerun().is_none()).then(|| format!("has ended ({phase:?})"))
@@ -110,9 +110,10 @@ fn has_ended(target: &Target) -> Option<String> {
     }
 }
 
-pub(super) fn restore_has_ended(restore: &FoundRestore, info: Option<&RestoreInfo>) -> Option<String> {
+pub(super) fn restore_has_ended(restore: &FoundRestore) -> Option<String> {
     let runs_open = !unfinished(&restore.runs).is_empty() || restore.runs.iter().any(|run| run.open_rerun().is_some());
-    let restore_open = info.is_some_and(|info| !info.finished() || info.result_is_open());
+    let is_open = |info: &RestoreInfo| !info.finished() || info.result_is_open();
+    let restore_open = restore.info.as_ref().is_some_and(is_open);
     (!runs_open && !restore_open).then(|| "has ended, hooks included".to_owned())
 }
 

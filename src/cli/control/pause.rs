@@ -174,7 +174,7 @@ impl Place {
     fn has_ended(&self) -> Option<String> {
         match self {
             Self::Everything(_) => None,
-            Self::Restore(found, info) => restore_has_ended(found, Some(info)),
+            Self::Restore(found, _) => restore_has_ended(found),
         }
     }
 
