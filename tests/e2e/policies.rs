@@ -430,8 +430,11 @@ async fn who_writes_a_hook_must_be_allowed_to_exec() {
     t.submit(&plain).await;
     let annotate = |user: &str, what: &str| asks(&t, user, &["annotate", "pod", "plain", "--overwrite", what]);
     let hook = |value: &str| format!("{}={value}", post("command"));
+    // Always another value: what stands there unchanged is exempt, so a second time would be allowed for ever.
+    let mut probes = 0..;
     eventually("the policy denies", async || {
-        annotate(EDITOR, &hook("probe")).is_err().then_some(())
+        let probe = format!("probe-{}", probes.next()?);
+        annotate(EDITOR, &hook(&probe)).is_err().then_some(())
     })
     .await;
     refused(annotate(EDITOR, &hook("evil")), "hook-authors-pods");
