@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::{CustomResource, api::DynamicObject};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     control::{Request, RerunRequest},
@@ -72,38 +73,41 @@ impl HookRun {
     /// Reads one as the API server gives it. One that a newer Reveille has planned, or that is not whole, is read as far as it
     /// must be understood here: whose it is, and how it stands. Without it a verdict would be another.
     pub fn read(object: DynamicObject) -> Self {
-        let metadata = object.metadata.clone();
-        let value = serde_json::to_value(object).unwrap_or_default();
-        let part = |path: &str| value.pointer(path).cloned().unwrap_or_default();
+        let DynamicObject { metadata, data, .. } = object;
+        let part = |path: &str| data.pointer(path).unwrap_or(&Value::Null);
         let version = part("/spec/plan/version").as_u64().unwrap_or_default();
         let (version, message) = if version > u64::from(plan::VERSION) {
             let version = u32::try_from(version).unwrap_or(u32::MAX);
             (version, PlanError::Newer(version).to_string())
         } else {
-            match serde_json::from_value::<Self>(value.clone()) {
-                Ok(run) => return run.lean(),
+            let status = || Option::<HookRunStatus>::deserialize(part("/status"));
+            match HookRunSpec::deserialize(part("/spec")).and_then(|spec| Ok((spec, status()?))) {
+                Ok((spec, status)) => return Self { metadata, spec, status }.lean(),
                 Err(error) => (UNREADABLE, format!("this HookRun can't be read: {error}")),
             }
         };
         let plan = Plan {
             version,
-            restore: serde_json::from_value(part("/spec/plan/restore")).unwrap_or_default(),
+            restore: Option::deserialize(part("/spec/plan/restore")).unwrap_or_default(),
             ..Plan::nothing()
         };
         // The uid tells it from all others also where the pod is not known.
-        let pod = serde_json::from_value(part("/spec/pod")).unwrap_or_else(|_| PodIdentity {
+        let pod = PodIdentity::deserialize(part("/spec/pod")).unwrap_or_else(|_| PodIdentity {
             name: metadata.name.clone().unwrap_or_default(),
             uid: metadata.uid.clone().unwrap_or_default(),
             created_at: Timestamp::UNIX_EPOCH,
         });
-        let phase = serde_json::from_value(part("/status/phase")).unwrap_or(RunPhase::Pending);
-        let mut run = Self::new(metadata.name.as_deref().unwrap_or_default(), HookRunSpec { pod, plan });
-        run.metadata = metadata;
-        run.status = Some(HookRunStatus {
+        let phase = RunPhase::deserialize(part("/status/phase")).unwrap_or(RunPhase::Pending);
+        let status = HookRunStatus {
             phase,
             message,
             ..HookRunStatus::default()
-        });
+        };
+        let run = Self {
+            metadata,
+            spec: HookRunSpec { pod, plan },
+            status: Some(status),
+        };
         run.lean()
     }
 
