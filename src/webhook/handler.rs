@@ -326,7 +326,9 @@ fn warnings(problems: &[Problem]) -> Vec<String> {
     warnings
 }
 
-/// Neither commands nor problems are logged: both may hold what a user would rather keep.
+/// A pod with which all is well gets a line at `debug` alone: what was decided stands on the pod and in the audit log, and a line
+/// costs about as much as the decision. Neither commands nor the words of problems are logged: both may hold what a user would
+/// rather keep.
 fn log_pod(request: &Request, by: Option<&str>, decision: &PodDecision) {
     let metadata = request.object.get("metadata");
     let name = |key: &str| metadata.and_then(|metadata| metadata.get(key)?.as_str());
@@ -334,9 +336,7 @@ fn log_pod(request: &Request, by: Option<&str>, decision: &PodDecision) {
     let (namespace, reason) = (&request.namespace, &decision.reason);
     let (hooks, injected) = (decision.hooks.len(), decision.injected.len());
     let problems = decision.problems.len();
-    if decision.operations.is_empty() {
-        debug!(namespace, pod, restore = by, reason, "pod left as it is");
-    } else {
+    if problems > 0 {
         info!(
             namespace,
             pod,
@@ -345,8 +345,12 @@ fn log_pod(request: &Request, by: Option<&str>, decision: &PodDecision) {
             hooks,
             injected,
             problems,
-            "pod planned"
+            "pod with problems in its hooks"
         );
+    } else if decision.operations.is_empty() {
+        debug!(namespace, pod, restore = by, reason, "pod left as it is");
+    } else {
+        debug!(namespace, pod, restore = by, reason, hooks, injected, "pod planned");
     }
 }
 
