@@ -99,7 +99,7 @@ impl Attempt {
 pub(super) fn begin(status: &mut HookRunStatus, hook: usize, pod: Option<&PodView>, process: &str, now: Timestamp) {
     let Some(state) = status.post.get_mut(hook) else { return };
     let number = state.times_started().saturating_add(1);
-    let container = pod.and_then(|pod| pod.containers.get(&state.container));
+    let container = pod.and_then(|pod| pod.container(&state.container));
     state.attempts.push(Attempt {
         number,
         claimed_by: process.to_owned(),

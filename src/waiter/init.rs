@@ -12,7 +12,7 @@ use crate::{
 /// Takes over what the kubelet says of an init container.
 pub(super) fn observe(hook: &PlannedInit, state: &mut InitStatus, pod: Option<&PodView>, now: Timestamp) {
     if state.state == InitState::TimedOut
-        && let Some(ended) = pod.and_then(|pod| pod.containers.get(&hook.container)?.ended.as_ref())
+        && let Some(ended) = pod.and_then(|pod| pod.container(&hook.container)?.ended.as_ref())
     {
         // Its state stays, but how it ended in the end is worth knowing.
         state.exit_code = Some(ended.exit_code);
@@ -30,7 +30,7 @@ pub(super) fn observe(hook: &PlannedInit, state: &mut InitStatus, pod: Option<&P
         "the pod was deleted before the container had ended".clone_into(&mut state.message);
         return;
     };
-    let Some(container) = pod.containers.get(&hook.container) else {
+    let Some(container) = pod.container(&hook.container) else {
         return;
     };
     // The first start counts: a container that crashes again and again does not get its time anew.

@@ -173,7 +173,7 @@ impl World {
             json!({"metadata": {"namespace": "n", "name": "p", "uid": "u", "creationTimestamp": at(0).to_string()}});
         let mut pod = PodView::read(&serde_json::from_value(pod).unwrap(), Redactor::built_in()).unwrap();
         "Running".clone_into(&mut pod.phase);
-        pod.containers = ["a", "b"].map(|name| (name.to_owned(), view(name))).into();
+        pod.containers = ["a", "b"].map(|name| (name.to_owned(), Box::new(view(name)))).into();
         self.pod = Some(pod);
     }
 

@@ -45,8 +45,8 @@ pub struct PodView {
     pub terminating: bool,
     /// The names of its ordinary and init containers; empty if they are not known.
     pub declared: Vec<String>,
-    /// State of ordinary and init containers by name.
-    pub containers: BTreeMap<String, ContainerView>,
+    /// State of ordinary and init containers by name. In boxes: a map keeps room for eleven entries, and most pods have two.
+    pub containers: BTreeMap<String, Box<ContainerView>>,
 }
 
 /// How a container stands.
@@ -99,12 +99,12 @@ impl PodView {
         let init_views = init_statuses.into_iter().flatten().map(|status| {
             let mut view = ContainerView::read(status, redactor);
             view.init = true;
-            (status.name.clone(), view)
+            (status.name.clone(), Box::new(view))
         });
         let views = statuses.into_iter().flatten().map(|status| {
             let mut view = ContainerView::read(status, redactor);
             view.over = spec.is_some_and(|spec| stays_ended(status, spec));
-            (status.name.clone(), view)
+            (status.name.clone(), Box::new(view))
         });
         Some(Self {
             namespace: metadata.namespace.clone()?,
@@ -143,10 +143,15 @@ impl PodView {
         for view in self.containers.values_mut() {
             let ended_before = view.ended.as_ref().is_some_and(|ended| foreign(ended.started_at));
             if foreign(view.started_at) || ended_before {
-                *view = ContainerView::default();
+                **view = ContainerView::default();
             }
         }
         self
+    }
+
+    /// State of an ordinary or init container.
+    pub fn container(&self, name: &str) -> Option<&ContainerView> {
+        self.containers.get(name).map(AsRef::as_ref)
     }
 
     /// Whether the pod has run to its end, or is about to.

@@ -297,7 +297,7 @@ fn waits_with_a_limit(hook: &PostHook, state: &PostStatus) -> bool {
 
 /// What a hook waits for, in words that follow "after … ".
 fn wanted_condition(hook: &PostHook, pod: Option<&PodView>) -> String {
-    let container = pod.and_then(|pod| pod.containers.get(&hook.container));
+    let container = pod.and_then(|pod| pod.container(&hook.container));
     let wanted = if hook.wait_for_ready { "ready" } else { "running" };
     match container {
         Some(view) if is_up(hook, view) => format!("its turn in container {} had not come", hook.container),
@@ -321,7 +321,7 @@ fn runnable(spec: &HookRunSpec, status: &HookRunStatus, pod: Option<&PodView>, n
             continue;
         }
         let is_due = state.next_attempt_at.as_ref().is_none_or(|time| time.0 <= now);
-        let container = pod.containers.get(&hook.container);
+        let container = pod.container(&hook.container);
         if is_due && container.is_some_and(|container| is_up(hook, container)) {
             return Some(index);
         }

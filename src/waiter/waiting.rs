@@ -128,7 +128,7 @@ pub(super) fn reason(
             let word = why.split(':').next().unwrap_or_default();
             return waits(word, format!("the pod has no node ({why})"));
         }
-        let Some(view) = pod.containers.get(name) else {
+        let Some(view) = pod.container(name) else {
             return waits("ContainerNotRunning", format!("container {name} does not run yet"));
         };
         if view.running {
@@ -147,7 +147,7 @@ pub(super) fn reason(
     }
     let mut inits = spec.plan.init.iter().zip(&status.init);
     let (hook, state) = inits.find(|(_, state)| !init::is_over(state))?;
-    let view = pod.containers.get(&hook.container);
+    let view = pod.container(&hook.container);
     let word = view
         .and_then(|view| view.waiting.as_deref())
         .unwrap_or(match state.state {
@@ -200,7 +200,7 @@ pub(super) fn never(hook: &PostHook, pod: Option<&PodView>) -> Option<(HookState
         let message = format!("the pod has no container {name}; it has {}", pod.declared.join(", "));
         return Some((HookState::Skipped, "ContainerMissing", message));
     }
-    let view = pod.containers.get(name).filter(|view| view.over)?;
+    let view = pod.container(name).filter(|view| view.over)?;
     let code = view.ended.as_ref().map_or(0, |ended| ended.exit_code);
     let message = format!(
         "container {name} has ended (exit code {code}) and its restart policy does not start it again; the hook had not been started"

@@ -82,7 +82,7 @@ fn pod(running: &[&str]) -> PodView {
         ending: false,
         declared: vec![],
         terminating: false,
-        containers: containers.collect(),
+        containers: containers.map(|(name, view)| (name, Box::new(view))).collect(),
     }
 }
 
@@ -390,7 +390,7 @@ fn init_containers_are_observed_and_never_fail_the_run() {
             }),
             ..ContainerView::default()
         };
-        pod.containers.insert("prepare".to_owned(), view);
+        pod.containers.insert("prepare".to_owned(), view.into());
         pod
     };
     let failing = recorded(step(&spec, &first, Some(&ended(7)), 6));
@@ -421,7 +421,7 @@ fn an_init_container_that_takes_too_long_is_recorded_and_holds_nothing_up() {
         started_at: Some(at(10)),
         ..ContainerView::default()
     };
-    pod.containers.insert("prepare".to_owned(), running);
+    pod.containers.insert("prepare".to_owned(), running.into());
     let seen = recorded(step(&spec, &first, Some(&pod), 11));
     assert_eq!(step(&spec, &seen, Some(&pod), 12), Step::Wait(Some(at(70))));
     let end = recorded(step(&spec, &seen, Some(&pod), 70));
@@ -449,7 +449,7 @@ fn outlasted() -> (HookRunSpec, HookRunStatus, PodView) {
         started_at: Some(at(10)),
         ..ContainerView::default()
     };
-    pod.containers.insert("prepare".to_owned(), running);
+    pod.containers.insert("prepare".to_owned(), running.into());
     let end = recorded(step(&spec, &first_status(&spec, at(0)), Some(&pod), 60));
     assert_eq!(
         (end.phase, end.post[0].state, end.init[0].state),
@@ -481,7 +481,7 @@ fn init_containers_that_outlast_the_run_are_watched_to_their_end() {
     let limit = at(DEFAULT_RUN_LIMIT.as_secs());
     assert_eq!(step(&spec, &late, Some(&pod), 121), Step::Wait(Some(limit)));
     // In the end it ends.
-    pod.containers.insert("prepare".to_owned(), init_ended(3));
+    pod.containers.insert("prepare".to_owned(), init_ended(3).into());
     let known = recorded(step(&spec, &late, Some(&pod), 130));
     assert_eq!(
         (known.init[0].state, known.init[0].exit_code),
@@ -527,7 +527,7 @@ fn the_watch_over_init_containers_ends_with_the_pod_and_with_the_limit_of_the_ru
 #[test]
 fn an_init_container_that_crashes_after_the_end_is_told_once() {
     let (spec, end, mut pod) = outlasted();
-    pod.containers.insert("prepare".to_owned(), init_ended(1));
+    pod.containers.insert("prepare".to_owned(), init_ended(1).into());
     let failed = recorded(step(&spec, &end, Some(&pod), 80));
     assert_eq!(
         (failed.init[0].state, failed.init[0].exit_code),
@@ -537,9 +537,9 @@ fn an_init_container_that_crashes_after_the_end_is_told_once() {
         running: true,
         ..init_ended(1)
     };
-    pod.containers.insert("prepare".to_owned(), again);
+    pod.containers.insert("prepare".to_owned(), again.into());
     assert!(matches!(step(&spec, &failed, Some(&pod), 81), Step::Wait(_)));
-    pod.containers.insert("prepare".to_owned(), init_ended(0));
+    pod.containers.insert("prepare".to_owned(), init_ended(0).into());
     let well = recorded(step(&spec, &failed, Some(&pod), 90));
     assert_eq!(well.init[0].state, InitState::Succeeded);
     assert_eq!(step(&spec, &well, Some(&pod), 91), Step::Done);
