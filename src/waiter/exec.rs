@@ -96,8 +96,12 @@ impl Report {
 
 /// Runs commands in containers. A trait, so that tests without a cluster can stand in for the kubelet.
 pub trait Exec: Send + Sync + 'static {
-    /// Runs one command to its end, or to the end of its time. Never tries twice.
+    /// Runs one command to its end, or to the end of its time. Never tries twice. Exit code 0 is to be believed only once it is
+    /// [confirmed](Self::confirm), unless it is that of a script that answers.
     fn run(&self, command: Command<'_>) -> impl Future<Output = Report> + Send;
+
+    /// Whether a command that was reported to have succeeded in this pod's container has done so, or nobody knows.
+    fn confirm(&self, namespace: &str, pod: &str, container: &str) -> impl Future<Output = Outcome> + Send;
 }
 
 /// Exec through the API server.
@@ -149,11 +153,7 @@ impl ApiExec {
         };
         let ended = process.join().await;
         match (status, ended) {
-            (Some(status), _) => match from_status(&status) {
-                // Who answers is believed by the answer.
-                Outcome::Exited(0) if !command.answers => self.doubt_success(&pods, command).await,
-                outcome => outcome,
-            },
+            (Some(status), _) => from_status(&status),
             (None, Err(error)) => Outcome::Lost(error.to_string()),
             (None, Ok(())) => Outcome::Lost("the stream was closed without an exit status".to_owned()),
         }
@@ -161,6 +161,11 @@ impl ApiExec {
 }
 
 impl ApiExec {
+    /// The client that commands go over.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// What takes secrets out of others' words.
     pub fn redactor(&self) -> &Redactor {
         &self.rules.redactor
@@ -172,27 +177,6 @@ impl ApiExec {
             stdout: output.stdout.text(&self.rules),
             stderr: output.stderr.text(&self.rules),
             answer: String::new(),
-        }
-    }
-
-    /// The API server takes the end of its connection to the kubelet for success, also when the kubelet has crashed. Success is
-    /// believed only if the kubelet still answers (it is asked for one byte of the container's log).
-    async fn doubt_success(&self, pods: &Api<Pod>, command: &Command<'_>) -> Outcome {
-        let one_byte = LogParams {
-            container: Some(command.container.to_owned()),
-            limit_bytes: Some(1),
-            tail_lines: Some(1),
-            ..LogParams::default()
-        };
-        match tokio::time::timeout(KUBELET_ANSWERS, pods.logs(command.pod, &one_byte)).await {
-            Ok(Ok(_)) => Outcome::Exited(0),
-            // The API server itself refused, or the container has ended since: that says nothing against the kubelet.
-            Ok(Err(kube::Error::Api(status))) if status.code < 500 => Outcome::Exited(0),
-            Ok(Err(error)) => Outcome::Lost(format!(
-                "success was reported, but the node's kubelet does not answer: {}",
-                reason(&error)
-            )),
-            Err(_) => Outcome::Lost("success was reported, but the node's kubelet does not answer".to_owned()),
         }
     }
 }
@@ -226,6 +210,28 @@ impl Exec for ApiExec {
             outcome => self.report(outcome, &output),
         };
         Report { answer, ..report }
+    }
+
+    /// The API server takes the end of its connection to the kubelet for success, also when the kubelet has crashed. Success is
+    /// believed only if the kubelet still answers (it is asked for one byte of the container's log).
+    async fn confirm(&self, namespace: &str, pod: &str, container: &str) -> Outcome {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let one_byte = LogParams {
+            container: Some(container.to_owned()),
+            limit_bytes: Some(1),
+            tail_lines: Some(1),
+            ..LogParams::default()
+        };
+        match tokio::time::timeout(KUBELET_ANSWERS, pods.logs(pod, &one_byte)).await {
+            Ok(Ok(_)) => Outcome::Exited(0),
+            // The API server itself refused, or the container has ended since: that says nothing against the kubelet.
+            Ok(Err(kube::Error::Api(status))) if status.code < 500 => Outcome::Exited(0),
+            Ok(Err(error)) => Outcome::Lost(format!(
+                "success was reported, but the node's kubelet does not answer: {}",
+                said(&self.rules, &reason(&error))
+            )),
+            Err(_) => Outcome::Lost("success was reported, but the node's kubelet does not answer".to_owned()),
+        }
     }
 }
 

@@ -298,6 +298,7 @@ fn start(
     let context = Arc::new(Context {
         client: client.clone(),
         redactor: exec.redactor().clone(),
+        exec_client: exec.client().clone(),
         exec,
         queue,
         events,

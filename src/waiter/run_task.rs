@@ -52,6 +52,8 @@ pub struct Context<E> {
     pub client: Client,
     /// Runs commands.
     pub exec: E,
+    /// For the last look at a pod: makes the connection that its command then takes.
+    pub exec_client: Client,
     /// What is known of the cluster.
     pub queue: Arc<Queue>,
     /// Writes Events.

@@ -1,15 +1,17 @@
 //! Running a hook's command between the record of its start and that of its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::{api::PostParams, core::Status};
+use futures::future::join;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::MicroTime};
+use kube::{Api, api::PostParams, core::Status};
+use tokio::time::Instant;
 
-use super::{FIRST_PAUSE, LEASE_POLL, MAX_PAUSE, RunTask, Turn, until};
+use super::{Context, FIRST_PAUSE, LEASE_POLL, MAX_PAUSE, RunTask, Turn, until};
 use crate::{
     api::{
         HookRun, HookRunStatus,
-        hook_run::{Attempt, HookState},
+        hook_run::{Attempt, HookState, PodIdentity},
     },
     hooks::PostHook,
     infra::clock,
@@ -18,6 +20,7 @@ use crate::{
         budget, counts,
         exec::{Command, Exec, Report},
         gate::Slot,
+        pod_view::PodView,
         result_file::{Answer, Files, pause_after},
         setback::Setbacks,
         traffic::UnderWay,
@@ -26,6 +29,9 @@ use crate::{
 
 /// How long after its time was over the end of a command is looked for, where nobody answers.
 const LOOK_ON: jiff::SignedDuration = jiff::SignedDuration::from_mins(2);
+
+/// How old a look at a pod may be when its command starts. No other pod of its name has a running container so soon.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// What is to be written after a start was recorded.
 pub(super) enum End {
@@ -43,16 +49,22 @@ impl<E: Exec> RunTask<'_, E> {
             return Ok(Turn::Sleep(clock::now().checked_add(LEASE_POLL).ok()));
         };
         let under_way = self.context.traffic.start();
-        self.write_start(started).await?;
+        let Some(pod) = self.run.as_ref().map(|run| run.spec.pod.clone()) else {
+            return Ok(Turn::Over);
+        };
+        let look = look(self.context, self.key.namespace.clone(), pod);
+        let (written, look) = join(self.write_start(started), look).await;
+        written?;
         let Some(run) = self.run.clone() else {
             return Ok(Turn::Over);
         };
         let Some(post) = run.spec.plan.post.get(hook) else {
             return Ok(Turn::Over);
         };
-        let end = self.begin(&run, hook, post, under_way).await;
+        let end = self.begin(&run, hook, post, (look, under_way)).await;
         // Nothing runs any more, however long the record of it may take.
         self.slot = Slot::Free;
+        let end = self.confirmed(&run, post, end).await;
         self.write_end(hook, &end).await;
         drop(claim);
         match end {
@@ -65,24 +77,37 @@ impl<E: Exec> RunTask<'_, E> {
     }
 
     /// Runs a command whose start is recorded, if it may still be run.
-    async fn begin(&self, run: &HookRun, hook: usize, post: &PostHook, under_way: UnderWay<'_>) -> End {
+    async fn begin(
+        &self,
+        run: &HookRun,
+        hook: usize,
+        post: &PostHook,
+        (look, under_way): (Option<Look>, UnderWay<'_>),
+    ) -> End {
         let pod = &run.spec.pod;
-        let recorded = last_attempt(run.status.as_ref(), hook).and_then(|attempt| attempt.container_id.as_ref());
+        let recorded = last_attempt(run.status.as_ref(), hook).and_then(|attempt| attempt.container_id.as_deref());
+        let watched = self.context.queue.pod(&self.key);
         // Exec goes by name: is it still that very pod? Nothing is run if that can't be told.
-        let refused = match self.pod_now(&pod.name, &pod.uid).await {
-            Err(error) => return End::Withdrawn(Some(error)),
-            Ok(None) => "the pod is gone".to_owned(),
-            Ok(Some(now)) if now.terminating => "the pod is being deleted".to_owned(),
-            // The container was restarted meanwhile: is it up, and ready where that is asked?
-            Ok(Some(now)) if now.containers.get(&post.container).and_then(|view| view.id.as_ref()) != recorded => {
-                return End::Withdrawn(None);
-            }
-            // All this may have taken its time.
-            Ok(Some(_)) if !self.context.gate.is_open() => return End::Withdrawn(None),
-            Ok(Some(_)) => String::new(),
+        let looked = match look.filter(|look| watched.is_some() && look.since.elapsed() < FRESH) {
+            Some(look) => Ok(look.pod),
+            None => self.pod_now(&pod.name, &pod.uid).await,
         };
-        if !refused.is_empty() {
-            return End::Ended(Report::refused(&refused));
+        let looked = match looked {
+            Ok(looked) => looked,
+            Err(error) => return End::Withdrawn(Some(error)),
+        };
+        // The watch may know less than the look, or what has happened since.
+        let views = [Some(looked.as_ref()), watched.as_deref().map(Some)];
+        for view in views.into_iter().flatten() {
+            match may_start(view, &post.container, recorded) {
+                MayStart::Yes => {}
+                MayStart::NotNow => return End::Withdrawn(None),
+                MayStart::Never(why) => return End::Ended(Report::refused(why)),
+            }
+        }
+        // All this may have taken its time.
+        if !self.context.gate.is_open() {
+            return End::Withdrawn(None);
         }
         let (namespace, name, container) = (&self.key.namespace, &pod.name, &post.container);
         tracing::info!(namespace, pod = name, container, hook = post.name, "a post hook starts");
@@ -106,6 +131,20 @@ impl<E: Exec> RunTask<'_, E> {
         match report.outcome {
             Outcome::TurnedAway { code, why } => End::Withdrawn(Some(turned_away(code, &why))),
             _ => End::Ended(report),
+        }
+    }
+
+    /// The end of a command, once its success is beyond doubt. A script's answer is.
+    async fn confirmed(&self, run: &HookRun, post: &PostHook, end: End) -> End {
+        match end {
+            End::Ended(report) if report.outcome == Outcome::Exited(0) && post.result_file.is_none() => {
+                let turn = self.context.traffic.end().await;
+                let (namespace, pod) = (&self.key.namespace, &run.spec.pod.name);
+                let outcome = self.context.exec.confirm(namespace, pod, &post.container).await;
+                drop(turn);
+                End::Ended(report.with(outcome))
+            }
+            end => end,
         }
     }
 
@@ -174,7 +213,7 @@ impl<E: Exec> RunTask<'_, E> {
             let id = pod
                 .ok()
                 .flatten()
-                .and_then(|pod| pod.containers.get(&post.container)?.id.clone());
+                .and_then(|pod| pod.container(&post.container)?.id.clone());
             match answer {
                 Some(Answer::Exited(code)) => return report.with(Outcome::Exited(code)),
                 Some(Answer::NotBegun) if id == attempt.and_then(|attempt| attempt.container_id.clone()) => {
@@ -353,6 +392,48 @@ impl<E: Exec> RunTask<'_, E> {
         self.context.queue.run_seen(Arc::clone(&written));
         self.run = Some(written);
         Ok(())
+    }
+}
+
+/// A look at a pod.
+struct Look {
+    /// When it was begun.
+    since: Instant,
+    /// The pod, if it is still that very one.
+    pod: Option<PodView>,
+}
+
+/// Looks at a pod while the start of its command is being recorded. The connection to the API server is the one that the command
+/// then takes, so that it need not be made when everything else is ready. Nothing if that did not work: then it is looked again.
+async fn look<E>(context: &Context<E>, namespace: String, pod: PodIdentity) -> Option<Look> {
+    let since = Instant::now();
+    let pods: Api<Pod> = Api::namespaced(context.exec_client.clone(), &namespace);
+    let found = pods.get_opt(&pod.name).await.ok()?;
+    let view = found.and_then(|found| PodView::read(&found, &context.redactor));
+    Some(Look {
+        since,
+        pod: view.filter(|view| view.identity.uid == pod.uid),
+    })
+}
+
+/// Whether a command whose start is recorded may still be started.
+enum MayStart {
+    Yes,
+    /// The container is another now: is it up, and ready where that is asked?
+    NotNow,
+    Never(&'static str),
+}
+
+/// Whether it may by this view of its pod. `recorded`: the container's id in the record of the start.
+fn may_start(pod: Option<&PodView>, container: &str, recorded: Option<&str>) -> MayStart {
+    let Some(pod) = pod else {
+        return MayStart::Never("the pod is gone");
+    };
+    let id = pod.container(container).and_then(|view| view.id.as_deref());
+    match (pod.terminating, id == recorded) {
+        (true, _) => MayStart::Never("the pod is being deleted"),
+        (false, true) => MayStart::Yes,
+        (false, false) => MayStart::NotNow,
     }
 }
 

@@ -54,6 +54,8 @@ struct Server {
     requests: AtomicUsize,
     /// The namespace is being deleted, or is gone.
     namespace: Mutex<Namespace>,
+    /// The next write of a status takes so long, and meanwhile another pod takes this one's name.
+    slow_write: Mutex<Option<Duration>>,
 }
 
 /// How the run's namespace stands.
@@ -72,7 +74,7 @@ impl Server {
         let spec = json!({"pod": pod, "plan": {"version": 1, "plannedAt": now, "post": [hook]}});
         let mut run: HookRun = serde_json::from_value(json!({
             "apiVersion": "reveille.dev/v1alpha1", "kind": "HookRun",
-            "metadata": {"namespace": "n", "name": "r", "uid": "ru", "resourceVersion": "1"}, "spec": spec,
+            "metadata": {"namespace": "n", "name": run_name(), "uid": "ru", "resourceVersion": "1"}, "spec": spec,
         }))
         .unwrap();
         run.status = Some(begin::first_status(&run.spec, clock::now()));
@@ -94,6 +96,7 @@ impl Server {
             events: Mutex::default(),
             requests: AtomicUsize::new(0),
             namespace: Mutex::new(Namespace::Active),
+            slow_write: Mutex::default(),
         })
     }
 
@@ -127,13 +130,20 @@ impl Server {
             return Response::builder().status(code).body(body).unwrap();
         }
         let (code, value) = match (&parts.method, path.as_str()) {
-            (&Method::GET, path) if path.ends_with("/hookruns/r") => (200, self.run.lock().unwrap().clone()),
+            (&Method::GET, path) if path.ends_with(&format!("/hookruns/{}", run_name())) => {
+                (200, self.run.lock().unwrap().clone())
+            }
             (&Method::GET, path) if path.ends_with("/pods/p") => match self.pod_errors.lock().unwrap().pop() {
                 Some(code) => (code, status(code)),
                 None => (200, self.pod.lock().unwrap().clone()),
             },
-            (&Method::PUT, path) if path.ends_with("/hookruns/r/status") => {
+            (&Method::PUT, path) if path.ends_with(&format!("/hookruns/{}/status", run_name())) => {
                 self.writes.fetch_add(1, Ordering::SeqCst);
+                let pause = self.slow_write.lock().unwrap().take();
+                if let Some(pause) = pause {
+                    tokio::time::sleep(pause).await;
+                    self.pod.lock().unwrap()["metadata"]["uid"] = json!("another");
+                }
                 let fault = self.faults.lock().unwrap().pop().flatten();
                 self.replace(serde_json::from_slice(&bytes).unwrap(), fault)
             }
@@ -182,6 +192,16 @@ impl Server {
     }
 }
 
+/// As the waiter names the run of that pod.
+fn run_name() -> String {
+    let identity = PodIdentity {
+        name: "p".to_owned(),
+        uid: "pu".to_owned(),
+        created_at: Timestamp::UNIX_EPOCH,
+    };
+    identity.run_name()
+}
+
 fn status(code: u16) -> Value {
     let reason = if code == 404 { "NotFound" } else { "" };
     json!({
@@ -205,6 +225,10 @@ impl Exec for Arc<Runner> {
         }
         self.commands.fetch_add(1, Ordering::SeqCst);
         Report::refused("").with(Outcome::Exited(0))
+    }
+
+    async fn confirm(&self, _: &str, _: &str, _: &str) -> Outcome {
+        Outcome::Exited(0)
     }
 }
 
@@ -235,6 +259,7 @@ impl Setup {
             restores: Arc::default(),
         };
         let context = Context {
+            exec_client: client.clone(),
             client,
             exec: Arc::clone(&runner),
             queue: Arc::clone(&queue),
@@ -426,12 +451,14 @@ async fn a_look_at_the_pod_that_fails_ends_no_hook() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
-    let setup = Setup::new(&[]);
-    let before = setup.server.pod.lock().unwrap().clone();
-    // The watch still shows the container as it was.
-    let view = PodView::read(&serde_json::from_value(before.clone()).unwrap(), Redactor::built_in()).unwrap();
+/// Lets the hook start, as the watch showed its pod, with this container by now on the API server and in the watch.
+async fn start_with(setup: &Setup, on_server: &str, watched: &str) {
+    let pod = |id: &str| {
+        let mut pod = setup.server.pod.lock().unwrap().clone();
+        pod["status"]["containerStatuses"][0]["containerID"] = json!(id);
+        pod
+    };
+    let view = |id: &str| PodView::read(&serde_json::from_value(pod(id)).unwrap(), Redactor::built_in()).unwrap();
     let mut task = RunTask {
         run: setup.context.queue.run(&setup.key),
         behind: false,
@@ -444,11 +471,10 @@ async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
     };
     let run = task.run.clone().unwrap();
     let status = run.status.clone().unwrap();
-    setup.server.pod.lock().unwrap()["status"]["containerStatuses"][0]["containerID"] = json!("c2");
     let situation = Situation {
         spec: &run.spec,
         status: &status,
-        pod: Some(&view),
+        pod: Some(&view("c1")),
         now: clock::now(),
         process: "me",
         finishing: &std::collections::BTreeMap::new(),
@@ -461,15 +487,43 @@ async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
     let Step::Execute { hook, status } = step::next(&situation) else {
         panic!("the hook starts")
     };
+    let now = pod(on_server);
+    *setup.server.pod.lock().unwrap() = now;
+    let _ = setup.context.queue.pod_seen(view(watched));
     task.execute(hook, status).await.unwrap();
-    let post = &setup.server.status().post[0];
-    assert_eq!(
-        (setup.commands(), post.state, post.attempts.len()),
-        (0, HookState::Waiting, 0)
-    );
-    // With a fresh look it runs.
-    setup.drive().await;
-    assert_once(&setup);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_is_taken_back_when_the_container_was_restarted_in_between() {
+    for (on_server, watched) in [("c2", "c1"), ("c1", "c2")] {
+        let setup = Setup::new(&[]);
+        start_with(&setup, on_server, watched).await;
+        let post = &setup.server.status().post[0];
+        assert_eq!(
+            (setup.commands(), post.state, post.attempts.len()),
+            (0, HookState::Waiting, 0)
+        );
+        // With a fresh look it runs.
+        setup.context.queue.pod_gone(&setup.key);
+        setup.drive().await;
+        assert_once(&setup);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_the_pod_that_is_old_by_the_time_of_the_start_does_not_count() {
+    for watched in [true, false] {
+        let setup = Setup::new(&[]);
+        *setup.server.slow_write.lock().unwrap() = Some(Duration::from_secs(2));
+        if watched {
+            start_with(&setup, "c1", "c1").await;
+        } else {
+            setup.drive().await;
+        }
+        let post = &setup.server.status().post[0];
+        assert_eq!((setup.commands(), post.state), (0, HookState::Failed));
+        assert!(post.message.contains("the pod is gone"), "{}", post.message);
+    }
 }
 
 #[tokio::test(start_paused = true)]
