@@ -1,6 +1,7 @@
 //! One task for each unfinished run: asks the pure functions what to do, does it, records it, sleeps until its bell rings.
 
 mod execute;
+mod last_look;
 mod report;
 
 use std::{sync::Arc, time::Duration};

@@ -1,17 +1,20 @@
 //! Running a hook's command between the record of its start and that of its end.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::future::join;
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::MicroTime};
-use kube::{Api, api::PostParams, core::Status};
-use tokio::time::Instant;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::{api::PostParams, core::Status};
 
-use super::{Context, FIRST_PAUSE, LEASE_POLL, MAX_PAUSE, RunTask, Turn, until};
+use super::{
+    FIRST_PAUSE, LEASE_POLL, MAX_PAUSE, RunTask, Turn,
+    last_look::{self, Look, MayStart},
+    until,
+};
 use crate::{
     api::{
         HookRun, HookRunStatus,
-        hook_run::{Attempt, HookState, PodIdentity},
+        hook_run::{Attempt, HookState},
     },
     hooks::PostHook,
     infra::clock,
@@ -20,7 +23,6 @@ use crate::{
         budget, counts,
         exec::{Command, Exec, Report},
         gate::Slot,
-        pod_view::PodView,
         result_file::{Answer, Files, pause_after},
         setback::Setbacks,
         traffic::UnderWay,
@@ -29,9 +31,6 @@ use crate::{
 
 /// How long after its time was over the end of a command is looked for, where nobody answers.
 const LOOK_ON: jiff::SignedDuration = jiff::SignedDuration::from_mins(2);
-
-/// How old a look at a pod may be when its command starts. No other pod of its name has a running container so soon.
-const FRESH: Duration = Duration::from_secs(1);
 
 /// What is to be written after a start was recorded.
 pub(super) enum End {
@@ -52,7 +51,7 @@ impl<E: Exec> RunTask<'_, E> {
         let Some(pod) = self.run.as_ref().map(|run| run.spec.pod.clone()) else {
             return Ok(Turn::Over);
         };
-        let look = look(self.context, self.key.namespace.clone(), pod);
+        let look = last_look::look(self.context, self.key.namespace.clone(), pod);
         let (written, look) = join(self.write_start(started), look).await;
         written?;
         let Some(run) = self.run.clone() else {
@@ -87,19 +86,17 @@ impl<E: Exec> RunTask<'_, E> {
         let pod = &run.spec.pod;
         let recorded = last_attempt(run.status.as_ref(), hook).and_then(|attempt| attempt.container_id.as_deref());
         let watched = self.context.queue.pod(&self.key);
-        // Exec goes by name: is it still that very pod? Nothing is run if that can't be told.
-        let looked = match look.filter(|look| watched.is_some() && look.since.elapsed() < FRESH) {
-            Some(look) => Ok(look.pod),
-            None => self.pod_now(&pod.name, &pod.uid).await,
-        };
-        let looked = match looked {
-            Ok(looked) => looked,
-            Err(error) => return End::Withdrawn(Some(error)),
+        let looked = match look.filter(|look| watched.is_some() && look.is_fresh()) {
+            Some(look) => look.pod,
+            None => match self.pod_now(&pod.name, &pod.uid).await {
+                Ok(pod) => pod,
+                Err(error) => return End::Withdrawn(Some(error)),
+            },
         };
         // The watch may know less than the look, or what has happened since.
         let views = [Some(looked.as_ref()), watched.as_deref().map(Some)];
         for view in views.into_iter().flatten() {
-            match may_start(view, &post.container, recorded) {
+            match last_look::may_start(view, &post.container, recorded) {
                 MayStart::Yes => {}
                 MayStart::NotNow => return End::Withdrawn(None),
                 MayStart::Never(why) => return End::Ended(Report::refused(why)),
@@ -392,48 +389,6 @@ impl<E: Exec> RunTask<'_, E> {
         self.context.queue.run_seen(Arc::clone(&written));
         self.run = Some(written);
         Ok(())
-    }
-}
-
-/// A look at a pod.
-struct Look {
-    /// When it was begun.
-    since: Instant,
-    /// The pod, if it is still that very one.
-    pod: Option<PodView>,
-}
-
-/// Looks at a pod while the start of its command is being recorded. The connection to the API server is the one that the command
-/// then takes, so that it need not be made when everything else is ready. Nothing if that did not work: then it is looked again.
-async fn look<E>(context: &Context<E>, namespace: String, pod: PodIdentity) -> Option<Look> {
-    let since = Instant::now();
-    let pods: Api<Pod> = Api::namespaced(context.exec_client.clone(), &namespace);
-    let found = pods.get_opt(&pod.name).await.ok()?;
-    let view = found.and_then(|found| PodView::read(&found, &context.redactor));
-    Some(Look {
-        since,
-        pod: view.filter(|view| view.identity.uid == pod.uid),
-    })
-}
-
-/// Whether a command whose start is recorded may still be started.
-enum MayStart {
-    Yes,
-    /// The container is another now: is it up, and ready where that is asked?
-    NotNow,
-    Never(&'static str),
-}
-
-/// Whether it may by this view of its pod. `recorded`: the container's id in the record of the start.
-fn may_start(pod: Option<&PodView>, container: &str, recorded: Option<&str>) -> MayStart {
-    let Some(pod) = pod else {
-        return MayStart::Never("the pod is gone");
-    };
-    let id = pod.container(container).and_then(|view| view.id.as_deref());
-    match (pod.terminating, id == recorded) {
-        (true, _) => MayStart::Never("the pod is being deleted"),
-        (false, true) => MayStart::Yes,
-        (false, false) => MayStart::NotNow,
     }
 }
 
