@@ -212,26 +212,33 @@ impl Exec for ApiExec {
         Report { answer, ..report }
     }
 
-    /// The API server takes the end of its connection to the kubelet for success, also when the kubelet has crashed. Success is
-    /// believed only if the kubelet still answers (it is asked for one byte of the container's log).
     async fn confirm(&self, namespace: &str, pod: &str, container: &str) -> Outcome {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let one_byte = LogParams {
-            container: Some(container.to_owned()),
-            limit_bytes: Some(1),
-            tail_lines: Some(1),
-            ..LogParams::default()
-        };
-        match tokio::time::timeout(KUBELET_ANSWERS, pods.logs(pod, &one_byte)).await {
-            Ok(Ok(_)) => Outcome::Exited(0),
-            // The API server itself refused, or the container has ended since: that says nothing against the kubelet.
-            Ok(Err(kube::Error::Api(status))) if status.code < 500 => Outcome::Exited(0),
-            Ok(Err(error)) => Outcome::Lost(format!(
-                "success was reported, but the node's kubelet does not answer: {}",
-                said(&self.rules, &reason(&error))
-            )),
-            Err(_) => Outcome::Lost("success was reported, but the node's kubelet does not answer".to_owned()),
+        match confirm(&pods, pod, container).await {
+            Outcome::Lost(why) => Outcome::Lost(said(&self.rules, &why)),
+            outcome => outcome,
         }
+    }
+}
+
+/// What exit code 0 is worth. The API server takes the end of its connection to the kubelet for success, also when the kubelet has
+/// crashed. Success is believed only if the kubelet still answers (it is asked for one byte of the container's log).
+pub async fn confirm(pods: &Api<Pod>, pod: &str, container: &str) -> Outcome {
+    let one_byte = LogParams {
+        container: Some(container.to_owned()),
+        limit_bytes: Some(1),
+        tail_lines: Some(1),
+        ..LogParams::default()
+    };
+    match tokio::time::timeout(KUBELET_ANSWERS, pods.logs(pod, &one_byte)).await {
+        Ok(Ok(_)) => Outcome::Exited(0),
+        // The API server itself refused, or the container has ended since: that says nothing against the kubelet.
+        Ok(Err(kube::Error::Api(status))) if status.code < 500 => Outcome::Exited(0),
+        Ok(Err(error)) => Outcome::Lost(format!(
+            "success was reported, but the node's kubelet does not answer: {}",
+            reason(&error)
+        )),
+        Err(_) => Outcome::Lost("success was reported, but the node's kubelet does not answer".to_owned()),
     }
 }
 

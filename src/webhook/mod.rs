@@ -17,7 +17,7 @@ use std::{
 };
 
 use clap::Args;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tracing::info;
 
 use crate::{
@@ -122,8 +122,8 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let serving = readiness.gate("serving");
     let (certificate_gate, restores_gate) = (readiness.gate("certificate"), readiness.gate("restore-cache"));
     let metrics = Arc::new(Metrics::webhook());
-    let health_listener = bind(args.health_listen).await?;
-    let listener = bind(args.listen).await?;
+    let health_listener = bind(args.health_listen)?;
+    let listener = bind(args.listen)?;
     let pages = health::router(readiness, Arc::clone(&metrics));
     shutdown.spawn_background("health", health::serve(health_listener, pages, shutdown.ended()));
     if args.wait_for_token {
@@ -187,10 +187,41 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     Ok(shutdown.finish(PATIENCE).await?)
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, WebhookError> {
+/// How many connections may wait to be accepted. A whole node's pods may come at once, and a connection that finds the queue full is
+/// only tried again after a second; the default is 128.
+const BACKLOG: u32 = 4096;
+
+fn bind(address: SocketAddr) -> Result<TcpListener, WebhookError> {
     let failed = |cause| WebhookError::Listen { address, cause };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    };
+    let listening = socket.and_then(|socket| {
+        // As `TcpListener::bind` has it: a restart may follow at once.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    });
+    let listener = listening.map_err(failed)?;
     // Port 0 is any port: which one?
     info!(address = %listener.local_addr().map_err(failed)?, "listening");
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody accepts: all of them wait in the kernel's queue, and none is turned away.
+    #[tokio::test]
+    async fn a_burst_of_connections_finds_room() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let limit = std::time::Duration::from_secs(10);
+        let all: Result<Vec<_>, _> = (0..300)
+            .map(|_| std::net::TcpStream::connect_timeout(&address, limit))
+            .collect();
+        assert!(all.is_ok(), "{all:?}");
+    }
 }
