@@ -4,6 +4,7 @@ use kube::{
     Api, Client, Config,
     api::{ApiResource, DynamicObject, ListParams},
     client::ClientBuilder,
+    core::ListMeta,
     runtime::watcher,
 };
 use tower::limit::ConcurrencyLimitLayer;
@@ -77,6 +78,35 @@ pub async fn hook_runs(client: &Client, parameters: &ListParams) -> Result<Vec<H
         .collect())
 }
 
+/// How many objects are asked for at once where there may be thousands: a list is a multiple of its objects in memory while it is
+/// read, and the memory is not given back.
+const PAGE: u32 = 100;
+
+/// A list in pages, each of which is asked for when the one before is done with.
+pub struct Pages {
+    next: Option<ListParams>,
+}
+
+impl Pages {
+    /// The pages of what these parameters select.
+    pub fn of(parameters: &ListParams) -> Self {
+        Self {
+            next: Some(parameters.clone().limit(PAGE)),
+        }
+    }
+
+    /// The parameters of the next page; none when there is no other.
+    pub fn ask(&mut self) -> Option<ListParams> {
+        self.next.take()
+    }
+
+    /// To be told what has come for these parameters.
+    pub fn came(&mut self, parameters: ListParams, list: &ListMeta) {
+        let token = list.continue_.clone().filter(|token| !token.is_empty());
+        self.next = token.map(|token| parameters.continue_token(&token));
+    }
+}
+
 /// Whether the API server said that the object, or its whole kind, does not exist.
 pub fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
@@ -103,5 +133,28 @@ pub fn watch_reason(error: &watcher::Error) -> String {
         | watcher::Error::WatchFailed(error) => reason(error),
         watcher::Error::WatchError(status) => status.message.clone(),
         watcher::Error::NoResourceVersion => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_follow_one_another_until_there_is_no_other() {
+        let mut pages = Pages::of(&ListParams::default().labels("a=b"));
+        let mut tokens = Vec::new();
+        for token in [Some("x"), Some("y"), Some("")] {
+            let page = pages.ask().unwrap();
+            assert_eq!((page.limit, page.label_selector.as_deref()), (Some(PAGE), Some("a=b")));
+            tokens.push(page.continue_token.clone());
+            let came = ListMeta {
+                continue_: token.map(str::to_owned),
+                ..ListMeta::default()
+            };
+            pages.came(page, &came);
+        }
+        assert!(pages.ask().is_none());
+        assert_eq!(tokens, [None, Some("x".to_owned()), Some("y".to_owned())]);
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     },
     api::{HookRun, hook_run::PodIdentity},
     hooks::restored::{KnownRestores, RestoreInfo, Restored, label_value, restored},
-    infra::{clock, pod_edit::PodEdit},
+    infra::{clock, kube::Pages, pod_edit::PodEdit},
     names::{INJECTION_LABEL, VELERO_RESTORE_LABEL},
     plan::{Plan, RestoreRef},
     result::Verdict,
@@ -167,26 +167,31 @@ impl Missed {
 
     /// The list after Velero's end: what the watch may not have brought.
     async fn list_once_more(&self, uid: &str, selector: &str, end: &CancellationToken) {
-        let api = Api::<Pod>::all(self.client.clone());
         let parameters = ListParams::default().labels(selector);
         while !end.is_cancelled() {
-            match api.list_metadata(&parameters).await {
-                Ok(list) => {
-                    let mut all_done = true;
-                    for pod in list.items {
-                        let value = serde_json::to_value(&pod).unwrap_or_default();
-                        all_done &= self
-                            .look_at(uid, &value, &pod.namespace().unwrap_or_default(), &pod.name_any())
-                            .await;
-                    }
-                    if all_done {
-                        return;
-                    }
-                }
+            match self.look_at_all(uid, &parameters).await {
+                Ok(true) => return,
+                Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "a finished restore's pods can't be listed yet"),
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// False when something failed and is to be tried again.
+    async fn look_at_all(&self, uid: &str, parameters: &ListParams) -> Result<bool, kube::Error> {
+        let api = Api::<Pod>::all(self.client.clone());
+        let (mut pages, mut all_done) = (Pages::of(parameters), true);
+        while let Some(page) = pages.ask() {
+            let list = api.list_metadata(&page).await?;
+            pages.came(page, &list.metadata);
+            for pod in list.items {
+                let value = serde_json::to_value(&pod).unwrap_or_default();
+                let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+                all_done &= self.look_at(uid, &value, &namespace, &name).await;
+            }
+        }
+        Ok(all_done)
     }
 
     /// Plans for one pod if admission missed it. `metadata`: the pod without spec, which is enough for nearly all of them.

@@ -36,7 +36,7 @@ use crate::{
     hooks::restored::{RestoreInfo, label_value},
     infra::{
         clock::{self, Stopwatch},
-        kube::{is_conflict, is_not_found, watch_reason},
+        kube::{Pages, is_conflict, is_not_found, watch_reason},
         pod_edit::parameters,
     },
     names::{QUEUE_LABEL, VELERO_RESTORE_LABEL},
@@ -288,14 +288,19 @@ async fn unplanned(client: &Client, queue: &Queue, restore: &RestoreInfo) -> Res
 /// The pods of a restore that carry the queue label now.
 pub async fn planned_pods(client: &Client, restore: &RestoreInfo) -> Result<Vec<PodView>, kube::Error> {
     let selector = format!("{QUEUE_LABEL},{VELERO_RESTORE_LABEL}={}", label_value(&restore.name));
-    let pods = Api::<Pod>::all(client.clone())
-        .list(&ListParams::default().labels(&selector))
-        .await?;
-    Ok(pods
-        .items
-        .iter()
-        .filter_map(|pod| PodView::read(pod, Redactor::built_in()))
-        .collect())
+    let api = Api::<Pod>::all(client.clone());
+    let mut pages = Pages::of(&ListParams::default().labels(&selector));
+    let mut views = Vec::new();
+    while let Some(page) = pages.ask() {
+        let list = api.list(&page).await?;
+        pages.came(page, &list.metadata);
+        views.extend(
+            list.items
+                .iter()
+                .filter_map(|pod| PodView::read(pod, Redactor::built_in())),
+        );
+    }
+    Ok(views)
 }
 
 /// All Restores of the cluster, each as the API server has it and as it is read; none where Velero is not installed.
