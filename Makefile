@@ -33,6 +33,4 @@ image: ## The image without a container engine: target/reveille.tar (docker arch
 	@tests/reveille-image target/reveille.tar --profile release
 
 crds: ## Write the chart's CRDs from the code
-	@mkdir -p target
-	cargo run --locked --quiet -- crd >target/crds.yaml
-	mv target/crds.yaml charts/reveille/files/crds/hookruns.reveille.dev.yaml
+	cargo run --locked --quiet -- crd --directory charts/reveille/files/crds

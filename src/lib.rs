@@ -1,5 +1,6 @@
 #![doc = include_str!("../docs/ARCHITECTURE.md")]
 
+pub mod actions;
 pub mod admission;
 pub mod api;
 pub mod blueprint;

@@ -49,7 +49,9 @@ impl fmt::Display for Finding {
 
 /// Everything that can be known without a cluster: an action that does not exist, unknown or unsupported functions, missing,
 /// unknown or malformed arguments, templates that can't be parsed, call an unknown function or read what no hook has.
-pub fn check(blueprint: &Blueprint, action: &str) -> Vec<Finding> {
+///
+/// `subject`: the kind of what it works on, if that is known.
+pub fn check(blueprint: &Blueprint, action: &str, subject: Option<&SubjectKind>) -> Vec<Finding> {
     let mut findings = Findings::of(action);
     let Some(found) = blueprint.actions.get(action) else {
         let names: Vec<&str> = blueprint.actions.keys().map(String::as_str).collect();
@@ -65,7 +67,7 @@ pub fn check(blueprint: &Blueprint, action: &str) -> Vec<Finding> {
         findings.error("", "", message);
         return findings.list;
     };
-    check_action(found, &mut findings);
+    check_action(found, subject, &mut findings);
     findings.list
 }
 
@@ -102,10 +104,12 @@ impl Findings {
     }
 }
 
-fn check_action(action: &Action, findings: &mut Findings) {
+fn check_action(action: &Action, subject: Option<&SubjectKind>, findings: &mut Findings) {
     if action.phases.is_empty() && action.defer_phase.is_none() {
         findings.warning("", "", "it has no phases, so it does nothing");
     }
+    // Where it is not known, one that could stand for any lets defaults pass.
+    let subject = subject.unwrap_or(&SubjectKind::StatefulSet);
     let mut before = BTreeSet::new();
     for (index, phase) in action.phases.iter().enumerate() {
         let name = display_name(action, index);
@@ -113,7 +117,7 @@ fn check_action(action: &Action, findings: &mut Findings) {
             phases: &before,
             deferred: false,
         };
-        check_phase(phase, &name, &seen, findings);
+        check_phase(phase, &name, subject, &seen, findings);
         if phase.name.is_empty() {
             findings.warning(&name, "name", "is missing, so no later phase can read its output");
         } else if !before.insert(phase.name.as_str()) {
@@ -126,7 +130,7 @@ fn check_action(action: &Action, findings: &mut Findings) {
     };
     if let Some(phase) = &action.defer_phase {
         let name = display_name(action, action.phases.len());
-        check_phase(phase, &name, &deferred, findings);
+        check_phase(phase, &name, subject, &deferred, findings);
     }
     for (name, artifact) in &action.output_artifacts {
         let texts = artifact
@@ -163,7 +167,7 @@ struct Scope<'a> {
     deferred: bool,
 }
 
-fn check_phase(phase: &Phase, name: &str, scope: &Scope, findings: &mut Findings) {
+fn check_phase(phase: &Phase, name: &str, subject: &SubjectKind, scope: &Scope, findings: &mut Findings) {
     check_objects(phase, name, findings);
     let function = match Function::parse(&phase.func) {
         Ok(function) => function,
@@ -186,7 +190,7 @@ fn check_phase(phase: &Phase, name: &str, scope: &Scope, findings: &mut Findings
         .skip(faults)
         .all(|finding| finding.severity != Severity::Error)
     {
-        check_call(function, phase, name, findings);
+        check_call(function, phase, name, subject, findings);
     }
 }
 
@@ -214,28 +218,61 @@ fn check_references(function: Function, phase: &Phase, name: &str, scope: &Scope
 }
 
 /// Decodes the arguments, with something in the place of each template.
-fn check_call(function: Function, phase: &Phase, name: &str, findings: &mut Findings) {
-    let (args, templates) = without_templates(&phase.args);
-    // The subject is not known yet: one that could stand for any lets defaults pass.
+fn check_call(function: Function, phase: &Phase, name: &str, subject: &SubjectKind, findings: &mut Findings) {
+    let (args, templates) = without_templates(function, &phase.args);
     let subject = Subject {
-        kind: SubjectKind::StatefulSet,
+        kind: subject.clone(),
         name: "subject".to_owned(),
         namespace: "namespace".to_owned(),
         pods: Vec::new(),
         object: None,
     };
-    match FunctionCall::decode(function, &args, &subject) {
-        Ok(_) => {}
-        // Its value is not known before it is rendered.
-        Err(CallError::Argument { argument, .. })
-            if templates.iter().any(|path| argument.starts_with(path.as_str())) => {}
-        Err(CallError::Argument { argument, message }) => findings.error(name, &argument, message),
-        Err(other) => findings.error(name, "", other.to_string()),
+    // A templated operation can become any: what is wrong with all of them is wrong.
+    let operations: &[&str] = if templates.contains("operation") {
+        &["create", "patch", "delete"]
+    } else {
+        &[""]
+    };
+    let mut first = None;
+    for operation in operations {
+        let mut args = args.clone();
+        if !operation.is_empty() {
+            args.insert("operation".to_owned(), Value::from(*operation));
+        }
+        match FunctionCall::decode(function, &args, &subject) {
+            Ok(_) => return,
+            // Its value is not known before it is rendered.
+            Err(CallError::Argument { argument, .. }) if templates.contains(top(&argument)) => return,
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        Some(CallError::Argument { argument, message }) => findings.error(name, &argument, message),
+        Some(other) => findings.error(name, "", other.to_string()),
+        None => {}
+    }
+}
+
+/// The argument in which a path begins.
+fn top(path: &str) -> &str {
+    path.split(['.', '[']).next().unwrap_or(path)
+}
+
+/// What a template in the place of an argument is taken for, so that what stands behind it is looked at, too.
+fn stand_in(function: Function, argument: &str) -> Option<Value> {
+    match (function, argument) {
+        (Function::Wait | Function::WaitV2, "timeout") => Some(Value::from("1s")),
+        (Function::ScaleWorkload, "kind") => Some(Value::from("statefulset")),
+        (Function::ScaleWorkload, "replicas") => Some(Value::from(0)),
+        (Function::ScaleWorkload, "waitForReady") => Some(Value::from(true)),
+        _ => None,
     }
 }
 
 /// The arguments with a stand-in for each template, and the arguments that hold one.
-fn without_templates(args: &Map<String, Value>) -> (Map<String, Value>, BTreeSet<String>) {
+fn without_templates(function: Function, args: &Map<String, Value>) -> (Map<String, Value>, BTreeSet<String>) {
     let mut plain = Map::new();
     let mut templates = BTreeSet::new();
     for (name, value) in args {
@@ -244,10 +281,12 @@ fn without_templates(args: &Map<String, Value>) -> (Map<String, Value>, BTreeSet
             continue;
         }
         // A condition is no template of the params; its own syntax is checked when it is decoded.
-        if name != "conditions" && has_template(value) {
+        let is_template = name != "conditions" && has_template(value);
+        let known = stand_in(function, name).filter(|_| is_template);
+        if is_template && known.is_none() {
             templates.insert(name.clone());
         }
-        plain.insert(name.clone(), value.clone());
+        plain.insert(name.clone(), known.unwrap_or_else(|| value.clone()));
     }
     (plain, templates)
 }
@@ -320,11 +359,14 @@ fn check_template(text: &str, phase: &str, path: &str, scope: &Scope, findings: 
         Ok(template) => template,
         Err(message) => return findings.error(phase, path, message),
     };
-    let reads: BTreeSet<&[String]> = template.reads.iter().map(Vec::as_slice).collect();
+    let is_profile = |path: &&Vec<String>| path.len() == 1 && path.first().is_some_and(|field| field == "Profile");
+    // Whether there is a profile may be asked: there is none.
+    let asked = template.asked.iter().filter(|path| !is_profile(path));
+    let reads: BTreeSet<&[String]> = template.reads.iter().chain(asked).map(Vec::as_slice).collect();
     for read in reads {
         let read: Vec<&str> = read.iter().map(String::as_str).collect();
         match read.as_slice() {
-            ["Profile", ..] if read.len() > 1 => {
+            ["Profile", ..] => {
                 let message = format!(
                     ".{} can't be read: execution hooks have no location profile",
                     read.join(".")

@@ -55,6 +55,8 @@ pub(super) struct Template {
     defined: Vec<gotmpl::parse::DefineNode>,
     /// Which fields of the root it reads, wherever that can be seen from the text.
     pub(super) reads: Vec<Vec<String>>,
+    /// Those of which conditions only ask whether they are there.
+    pub(super) asked: Vec<Vec<String>>,
 }
 
 impl Template {
@@ -75,6 +77,7 @@ impl Template {
             main,
             defined,
             reads: seen.reads,
+            asked: seen.asked,
         };
         template.engine(Context::default())?;
         Ok(template)

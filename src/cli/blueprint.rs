@@ -168,7 +168,7 @@ fn blueprint_report(blueprint: &Blueprint, action: Option<&str>, params: Option<
     };
     let mut findings: Vec<Finding> = actions
         .iter()
-        .flat_map(|action| check::check(blueprint, action))
+        .flat_map(|action| check::check(blueprint, action, params.map(|params| &params.subject.kind)))
         .collect();
     let mut rendered = Vec::new();
     if let (Some(params), Some(name)) = (params, action)

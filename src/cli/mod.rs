@@ -1,5 +1,6 @@
 //! The command line.
 
+mod actions_status;
 pub mod blueprint;
 pub mod check;
 pub mod control;
@@ -16,11 +17,12 @@ mod status_table;
 mod target;
 pub mod unserved;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::{
+    actions,
     infra::{supervise, telemetry},
     waiter, webhook,
 };
@@ -38,6 +40,7 @@ enum Command {
     /// Serve the admission webhook.
     Webhook(Box<webhook::WebhookArgs>),
     Waiter(Box<waiter::WaiterArgs>),
+    Actions(Box<actions::ActionsArgs>),
     Status(status::StatusArgs),
     Wait(status::WaitArgs),
     Logs(logs::LogsArgs),
@@ -50,8 +53,7 @@ enum Command {
     Check(check::CheckArgs),
     Release(release::ReleaseArgs),
     SelfTest(self_test::SelfTestArgs),
-    /// Prints the custom resource definitions as YAML.
-    Crd,
+    Crd(crd::CrdArgs),
 }
 
 /// Runs the command that was asked for.
@@ -69,6 +71,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             supervise::end_with_parent()?;
             waiter::run(*args).await?;
         }
+        Command::Actions(args) => {
+            telemetry::init()?;
+            actions::run(*args).await?;
+        }
         Command::Status(args) => return status::run(args).await,
         Command::Wait(args) => return status::wait(args).await,
         Command::Logs(args) => return logs::run(args).await,
@@ -81,7 +87,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return check::run(args).await,
         Command::Release(args) => return release::run(args).await,
         Command::SelfTest(args) => return self_test::run(args).await,
-        Command::Crd => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
+        Command::Crd(args) => crd::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! `reveille status` and `reveille wait`: what became of each hook, and an exit code that tells the result.
+//! `reveille status` and `reveille wait`: what became of each hook and action, and an exit code that tells the result.
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
@@ -8,6 +8,7 @@ use kube::{Client, api::ListParams};
 use serde::Serialize;
 
 use super::{
+    actions_status,
     output::{self, Output},
     progress::Progress,
     status_table,
@@ -39,7 +40,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How many looks in a row may fail while it is waited for: the API server may be away for a while.
 const FAILURES: u32 = 120;
 
-/// Shows what became of the hooks of restores.
+/// Shows what became of the hooks of restores, and of actions.
 ///
 /// Exit code: 0 all hooks that count succeeded, 1 a hook with on-error Fail did not, 2 an error, 3 not finished yet.
 #[derive(Args, Debug)]
@@ -126,9 +127,15 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         read(&client, name.as_ref()).await?
     };
     let statuses = with_unserved(&client, statuses, name.is_none()).await;
-    output::print(args.output, &serde_json::json!({"restores": statuses}), || {
-        status_table::render(&statuses, clock::now())
-    })?;
+    let actions = actions_status::read(&client, name.as_ref().map(|name| name.name.as_str())).await?;
+    output::print(
+        args.output,
+        &serde_json::json!({"restores": statuses, "actions": actions}),
+        || {
+            let now = clock::now();
+            status_table::render(&statuses, now) + &actions_status::render(&actions, now)
+        },
+    )?;
     Ok(ExitCode::from(exit_code(&statuses)))
 }
 

@@ -136,6 +136,39 @@ label_values! {
 }
 
 label_values! {
+    /// The kind of an action.
+    ActionKind {
+        /// A `RestoreAction`.
+        Restore = "restore",
+        /// A `BackupAction`.
+        Backup = "backup",
+    }
+}
+
+label_values! {
+    /// The final phase of an action.
+    ActionPhase {
+        /// All went well.
+        Succeeded = "succeeded",
+        /// Something did not.
+        Failed = "failed",
+        /// Somebody cancelled it.
+        Cancelled = "cancelled",
+        /// It could not be run as it was written.
+        Refused = "refused",
+    }
+}
+
+/// Labels of an action that is over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ActionLabels {
+    /// Which kind.
+    pub kind: ActionKind,
+    /// How it ended.
+    pub phase: ActionPhase,
+}
+
+label_values! {
     /// What admission missed.
     Miss {
         /// A pod that the webhook was not asked about.
@@ -245,6 +278,8 @@ pub struct Metrics {
     pub missed: Family<MissLabels, Counter>,
     /// HookRuns that are over.
     pub hook_runs: Family<RunLabels, Counter>,
+    /// Actions that are over.
+    pub actions: Family<ActionLabels, Counter>,
 }
 
 impl Metrics {
@@ -333,6 +368,22 @@ impl Metrics {
         metrics
     }
 
+    /// Metrics of the actions controller.
+    pub fn actions() -> Self {
+        let mut metrics = Self::unregistered();
+        metrics.registry.register(
+            "actions",
+            "Actions that are over, by how they ended",
+            metrics.actions.clone(),
+        );
+        metrics.registry.register(
+            "actions_leading",
+            "1 while this actions controller leads; the sum over all is 1",
+            metrics.leading.clone(),
+        );
+        metrics
+    }
+
     fn unregistered() -> Self {
         Self {
             registry: Registry::with_prefix("reveille"),
@@ -355,6 +406,7 @@ impl Metrics {
             policies_missing: Gauge::default(),
             missed: Family::default(),
             hook_runs: Family::default(),
+            actions: Family::default(),
         }
     }
 

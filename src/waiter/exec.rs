@@ -296,7 +296,7 @@ const fn is_passing(code: u16) -> bool {
 }
 
 /// What a failed attempt to attach says about the command.
-fn not_attached(error: &kube::Error) -> Outcome {
+pub(crate) fn not_attached(error: &kube::Error) -> Outcome {
     match error {
         kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) if is_passing(code.as_u16()) => {
             Outcome::TurnedAway {
@@ -325,7 +325,7 @@ fn said(rules: &OutputRules, why: &str) -> String {
 }
 
 /// Reads the exit code out of the status frame that ends an exec stream.
-fn from_status(status: &Status) -> Outcome {
+pub(crate) fn from_status(status: &Status) -> Outcome {
     if status.status.as_deref() == Some("Success") {
         return Outcome::Exited(0);
     }

@@ -44,9 +44,9 @@ use tokio_util::task::TaskTracker;
 use crate::{
     duration::GoDuration,
     infra::{
-        ca_file, ca_store, clock, health,
+        ca_file, ca_store, health,
         kube::clients,
-        lease::{Elector, End, Standing},
+        lease::{Elector, End, LostLease, ProcessNames, Standing},
         lent_token,
         metrics::Metrics,
         policies::{self, Policies},
@@ -196,7 +196,7 @@ async fn lead(
     metrics: Arc<Metrics>,
     readable: impl Fn(),
 ) -> Result<(), LostLease> {
-    let own = Names::of(args);
+    let own = ProcessNames::of(args.pod_name.as_deref(), args.pod_uid.as_deref());
     let standing = Arc::new(Standing::new(
         own.process,
         Duration::from_secs(args.lease_seconds.into()),
@@ -236,11 +236,6 @@ async fn lead(
         End::Lost(holder) => Err(LostLease(holder)),
     }
 }
-
-/// Another process leads.
-#[derive(Debug, thiserror::Error)]
-#[error("the Lease is held by {0:?} now: this process ends")]
-struct LostLease(String);
 
 /// Keeps the `caBundle` as the CA is: one from a file, or one that is made here.
 fn publish_ca(args: &WaiterArgs, client: &Client, shutdown: &Shutdown, metrics: &Arc<Metrics>) {
@@ -458,25 +453,5 @@ async fn wake_when_others_end(standing: &Standing, queue: &Queue) {
     loop {
         standing.changed().await;
         queue.ring_all();
-    }
-}
-
-/// What this process and those before it are called in claims.
-struct Names {
-    process: String,
-    predecessors: Option<String>,
-}
-
-impl Names {
-    /// A restarted container has the same pod, and must not take its predecessor's attempts for its own; but it knows that the
-    /// predecessor is dead.
-    fn of(args: &WaiterArgs) -> Self {
-        let pod = args.pod_name.as_deref().unwrap_or("local");
-        let predecessors = args.pod_uid.as_ref().map(|uid| format!("{pod}/{uid}/"));
-        let prefix = predecessors.clone().unwrap_or_else(|| format!("{pod}/"));
-        Self {
-            process: format!("{prefix}{}-{}", clock::now().as_microsecond(), std::process::id()),
-            predecessors,
-        }
     }
 }

@@ -17,7 +17,7 @@ fn found(action: Value) -> Vec<String> {
             "warning"
         }
     };
-    let findings = check(&blueprint(action), "a");
+    let findings = check(&blueprint(action), "a", None);
     findings
         .iter()
         .map(|finding| format!("{}: {finding}", word(finding.severity)))
@@ -94,7 +94,7 @@ fn what_would_fail_later_is_named_with_its_place() {
         json!({"outputArtifacts": {"o": {"keyValue": {"k": "{{ seq }}"}}}, "deferPhase": {"func": "KubeTask", "args": {"image": "i", "command": "c"}}}),
         "error: action a: argument outputArtifacts.o.keyValue.k: there is no function seq",
     );
-    let missing = check(&blueprint(json!({})), "b");
+    let missing = check(&blueprint(json!({})), "b", None);
     assert_eq!(
         missing[0].to_string(),
         "action b: the Blueprint \"b\" has no action of this name; it has a"
@@ -174,4 +174,75 @@ fn phases_of_one_action_have_names_of_their_own() {
         found(json!({"phases": [phase("p")], "deferPhase": phase("p")})),
         [""; 0]
     );
+}
+
+#[test]
+fn the_profile_is_never_read_but_may_be_asked_for() {
+    let says = |text: &str| found(task(json!({"command": [text]})));
+    for text in [
+        "{{ toJson .Profile }}",
+        "{{ .Profile | toJson }}",
+        "{{ if eq .Profile \"x\" }}x{{ end }}",
+        "{{ range .Object.list }}{{ $.Profile.Location.Bucket }}{{ end }}",
+        "{{ range .Profile }}x{{ end }}",
+    ] {
+        let found = says(text);
+        assert!(
+            found.iter().any(|finding| finding.contains("location profile")),
+            "{text}: {found:?}"
+        );
+    }
+    for text in [
+        "{{ if .Profile }}x{{ end }}",
+        "{{ if and (not .Profile) .Namespace }}x{{ end }}",
+        "{{ with .Profile }}{{ .Location }}{{ end }}",
+    ] {
+        assert_eq!(says(text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn what_a_subject_stands_in_for_is_missing_where_it_can_not() {
+    let scale = json!({"phases": [{"func": "ScaleWorkload", "name": "p", "args": {"replicas": 0}}]});
+    let errors = |kind: &SubjectKind| check(&blueprint(scale.clone()), "a", Some(kind)).len();
+    assert_eq!(
+        (errors(&SubjectKind::Namespace), errors(&SubjectKind::Deployment)),
+        (1, 0)
+    );
+}
+
+#[test]
+fn a_templated_argument_hides_no_fault_of_another() {
+    let call = |func: &str, args: Value| found(json!({"phases": [{"func": func, "name": "p", "args": args}]}));
+    let template = "{{ .Namespace.Name }}";
+    let reference = json!({"apiVersion": "v1", "resource": "pods", "name": "x", "namespace": "y"});
+    let condition = json!({"condition": "{{ if }}", "objectReference": reference});
+    let cases = [
+        (
+            "Wait",
+            json!({"timeout": template, "conditions": {"anyOf": [condition]}}),
+            "conditions.anyOf[0].condition",
+        ),
+        (
+            "ScaleWorkload",
+            json!({"replicas": template, "waitForReady": "maybe"}),
+            "waitForReady",
+        ),
+        ("ScaleWorkload", json!({"kind": template, "replicas": -1}), "replicas"),
+        ("KubeOps", json!({"operation": template, "spec": "a: b"}), "spec"),
+        (
+            "KubeExec",
+            json!({"pod": template, "namespace": "", "command": "ls"}),
+            "namespace",
+        ),
+    ];
+    for (func, args, argument) in cases {
+        let found = call(func, args);
+        assert!(
+            found.len() == 1 && found[0].contains(&format!("argument {argument}")),
+            "{func}: {found:?}"
+        );
+    }
+    let delete = json!({"operation": template, "objectReference": reference});
+    assert_eq!(call("KubeOps", delete), [""; 0]);
 }

@@ -26,15 +26,20 @@ pub(super) struct Seen {
     pub(super) functions: BTreeSet<String>,
     /// The fields of the root that it reads, as paths.
     pub(super) reads: Vec<Vec<String>>,
+    /// Those of which conditions only ask whether they are there.
+    pub(super) asked: Vec<Vec<String>>,
 }
 
 /// Changes all trees. `strict`: a missing key is an error, so fields are read by [`FIELD`].
 pub(super) fn rewrite(main: &mut ListNode, defined: &mut [DefineNode], strict: bool) -> Seen {
     let mut rewriter = Rewriter {
         strict,
+        in_main: true,
+        asks: false,
         seen: Seen::default(),
     };
     rewriter.list(main, true);
+    rewriter.in_main = false;
     for define in defined {
         rewriter.list(&mut define.body, false);
         let step = call(define.pos, STEP, Vec::new());
@@ -51,6 +56,10 @@ pub(super) fn rewrite(main: &mut ListNode, defined: &mut [DefineNode], strict: b
 
 struct Rewriter {
     strict: bool,
+    /// Not in a `define`: `$` is the root of the data.
+    in_main: bool,
+    /// In a condition, where a value counts only as true or false.
+    asks: bool,
     seen: Seen,
 }
 
@@ -66,16 +75,19 @@ impl Rewriter {
                         pipe.commands.push(command(*pos, PRINT, Vec::new()));
                     }
                 }
-                Node::If(branch) => self.branch(branch, root, root),
-                Node::Range(branch) | Node::With(branch) => self.branch(branch, root, false),
+                Node::If(branch) => self.branch(branch, root, root, true),
+                Node::With(branch) => self.branch(branch, root, false, true),
+                Node::Range(branch) => self.branch(branch, root, false, false),
                 Node::Template(TemplateNode { pipe: Some(pipe), .. }) => self.pipe(pipe, root),
                 Node::Text(_) | Node::Template(_) | Node::Define(_) | Node::Break(_) | Node::Continue(_) => {}
             }
         }
     }
 
-    fn branch(&mut self, branch: &mut BranchNode, root: bool, body_root: bool) {
+    fn branch(&mut self, branch: &mut BranchNode, root: bool, body_root: bool, asks: bool) {
+        self.asks = asks;
         self.pipe(&mut branch.pipe, root);
+        self.asks = false;
         self.list(&mut branch.body, body_root);
         if let Some(body) = &mut branch.else_body {
             self.list(body, root);
@@ -83,11 +95,15 @@ impl Rewriter {
     }
 
     fn pipe(&mut self, pipe: &mut PipeNode, root: bool) {
+        let asks = self.asks;
+        let is_piped = pipe.commands.len() > 1;
         for command in &mut pipe.commands {
+            self.asks = asks && !is_piped && keeps_truth(command);
             for expr in &mut command.args {
                 self.expr(expr, root);
             }
         }
+        self.asks = asks;
     }
 
     fn expr(&mut self, expr: &mut Expr, root: bool) {
@@ -103,7 +119,7 @@ impl Rewriter {
             }
             Expr::Variable(pos, name, path) if !path.is_empty() => {
                 let (pos, name, path) = (*pos, name.clone(), mem::take(path));
-                self.read(root && name == "$", &path);
+                self.read(self.in_main && name == "$", &path);
                 let variable = Expr::Variable(pos, name.clone(), Vec::new());
                 *expr = self.field(pos, variable, path, |pos, path| Expr::Variable(pos, name, path));
             }
@@ -125,7 +141,13 @@ impl Rewriter {
 
     fn read(&mut self, root: bool, path: &[SmolStr]) {
         if root {
-            self.seen.reads.push(path.iter().map(ToString::to_string).collect());
+            let path = path.iter().map(ToString::to_string).collect();
+            let list = if self.asks {
+                &mut self.seen.asked
+            } else {
+                &mut self.seen.reads
+            };
+            list.push(path);
         }
     }
 
@@ -137,6 +159,14 @@ impl Rewriter {
         let names = path.iter().map(|name| Expr::String(pos, name.as_str().into()));
         let args = std::iter::once(base).chain(names).collect();
         Expr::Pipe(pos, call(pos, FIELD, args))
+    }
+}
+
+/// Whether a command in a condition uses its arguments as true or false only.
+fn keeps_truth(command: &CommandNode) -> bool {
+    match command.args.first() {
+        Some(Expr::Identifier(_, name)) => matches!(name.as_str(), "and" | "or" | "not"),
+        _ => command.args.len() == 1,
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Facts {
     pub restores_exist: Known<bool>,
     /// The HookRun CRD.
     pub crd: Known<Option<Value>>,
+    /// Whether Blueprints are known to the API server; none where no actions controller is installed.
+    pub blueprints: Known<Option<bool>>,
     /// Reveille's policies.
     pub policies: Known<Vec<Policy>>,
     /// The installations: one, if all is well.

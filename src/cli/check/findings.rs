@@ -27,6 +27,7 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
     let mut found = vec![kubernetes(facts)];
     found.extend(velero(facts));
     found.push(crd(facts));
+    found.extend(blueprints(facts));
     found.extend(installation::all(facts));
     found.push(policies(facts));
     found.extend(restores::all(facts));
@@ -146,6 +147,24 @@ fn crd(facts: &Facts) -> Finding {
             let advice = "upgrade the chart (with crds.install=true), or use the `reveille` of the installed version";
             Finding::warning(CHECK, message, advice)
         }
+    }
+}
+
+/// Nothing where there is no actions controller.
+fn blueprints(facts: &Facts) -> Option<Finding> {
+    const CHECK: &str = "blueprints";
+    match &facts.blueprints {
+        Ok(None) => None,
+        Ok(Some(true)) => Some(Finding::ok(CHECK, "the CRD blueprints.cr.kanister.io exists")),
+        Ok(Some(false)) => Some(Finding::error(
+            CHECK,
+            "the CRD blueprints.cr.kanister.io does not exist: every action with hooks is refused",
+            "helm upgrade with actions.installBlueprintCRD=true, or install Kanister's CRDs",
+        )),
+        Err(reason) => Some(Finding::unknown(
+            CHECK,
+            format!("the CRD blueprints.cr.kanister.io: {reason}"),
+        )),
     }
 }
 

@@ -77,6 +77,7 @@ pub(super) async fn facts(client: &Client, name: &str, now: Timestamp) -> Facts 
         kubernetes: kubernetes(client).await,
         velero: velero(client).await,
         crd: crd(client).await,
+        blueprints: blueprints(client).await,
         policies: policies(client).await,
         runs: all_runs.map_err(words),
         unplanned: restores.as_ref().map_err(Clone::clone).and_then(|restores| {
@@ -207,6 +208,22 @@ async fn crd(client: &Client) -> Known<Option<Value>> {
     found
         .map(|crd| serde_json::to_value(crd).map_err(|error| error.to_string()))
         .transpose()
+}
+
+/// Looked for only where an actions controller is.
+async fn blueprints(client: &Client) -> Known<Option<bool>> {
+    let label = "app.kubernetes.io/component=actions,app.kubernetes.io/managed-by=Helm";
+    let controllers = Api::<Deployment>::all(client.clone())
+        .list_metadata(&ListParams::default().labels(label))
+        .await
+        .map_err(words)?;
+    if controllers.items.is_empty() {
+        return Ok(None);
+    }
+    let resource = unserved::resource("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let found = api.get_metadata_opt("blueprints.cr.kanister.io").await.map_err(words)?;
+    Ok(Some(found.is_some()))
 }
 
 async fn policies(client: &Client) -> Known<Vec<Policy>> {

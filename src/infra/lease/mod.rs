@@ -147,6 +147,34 @@ pub enum End {
     Lost(String),
 }
 
+/// Another process leads: this one ends.
+#[derive(Debug, thiserror::Error)]
+#[error("the Lease is held by {0:?} now: this process ends")]
+pub struct LostLease(pub String);
+
+/// The name of this process in Leases and claims. A restarted container has the same pod, and must not take its predecessor's
+/// claims for its own; but it knows that the predecessor is dead.
+#[derive(Debug)]
+pub struct ProcessNames {
+    /// A name that no other process ever has.
+    pub process: String,
+    /// How the names of earlier processes in this very container begin, if that can be told.
+    pub predecessors: Option<String>,
+}
+
+impl ProcessNames {
+    /// From the name and the uid of this process' pod.
+    pub fn of(pod: Option<&str>, uid: Option<&str>) -> Self {
+        let pod = pod.unwrap_or("local");
+        let predecessors = uid.map(|uid| format!("{pod}/{uid}/"));
+        let prefix = predecessors.clone().unwrap_or_else(|| format!("{pod}/"));
+        Self {
+            process: format!("{prefix}{}-{}", clock::now().as_microsecond(), std::process::id()),
+            predecessors,
+        }
+    }
+}
+
 /// Takes the Lease, keeps it, gives it up.
 pub struct Elector<'a> {
     standing: &'a Standing,

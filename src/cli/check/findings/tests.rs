@@ -81,6 +81,7 @@ fn healthy() -> Facts {
         }]),
         restores_exist: Ok(true),
         crd: Ok(Some(serde_json::to_value(HookRun::crd()).unwrap())),
+        blueprints: Ok(None),
         policies: Ok(POLICIES.map(policy).to_vec()),
         installations: Ok(vec![Installation {
             configuration: configuration(&ca, "Ignore"),
@@ -152,6 +153,14 @@ const UNKNOWN: Severity = Severity::Unknown;
 fn a_healthy_cluster_has_nothing_but_well() {
     assert_eq!(found(|_| {}), []);
     assert_eq!(Findings::of(&healthy()).worst, Severity::Ok);
+}
+
+#[test]
+fn blueprints_matter_where_an_actions_controller_is() {
+    let blueprints = |known: Known<Option<bool>>| found(|facts| facts.blueprints = known);
+    assert_eq!(blueprints(Ok(Some(true))), []);
+    assert_eq!(blueprints(Ok(Some(false))), [("blueprints", ERROR)]);
+    assert_eq!(blueprints(Err("forbidden".to_owned())), [("blueprints", UNKNOWN)]);
 }
 
 #[test]
