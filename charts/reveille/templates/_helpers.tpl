@@ -61,6 +61,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 velero.io/exclude-from-backup: "true"
 {{- end -}}
 
+{{/* The actions controller's pods. */}}
+{{- define "reveille.actionsSelectorLabels" -}}
+app.kubernetes.io/name: {{ include "reveille.name" . }}-actions
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{- define "reveille.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "reveille.fullname" .) .Values.serviceAccount.name -}}
