@@ -23,6 +23,13 @@
 
 mod harness;
 
+mod actions;
+mod actions_crash;
+mod actions_examples;
+mod actions_export;
+mod actions_functions;
+mod actions_lookalikes;
+mod actions_policies;
 mod again;
 mod annotations;
 mod bad_input;

@@ -357,7 +357,7 @@ async fn the_operators_role_cancels_a_restore_in_its_own_name_and_changes_no_hoo
     allowed(annotate(ON_CALL, "reveille.dev/cancel=stop"));
     allowed(annotate(ON_CALL, "reveille.dev/pause=wait"));
     let hooks = r#"{"spec":{"hooks":{"resources":[{"name":"x","postHooks":[{"exec":{"command":["x"]}}]}]}}}"#;
-    for what in ["hooks", "moved-hooks", "owner", "mode"] {
+    for what in ["hooks", "execution-hooks", "moved-hooks", "owner", "mode"] {
         refused(annotate(ON_CALL, &format!("reveille.dev/{what}=x")), "restore-orders");
     }
     refused(merge(ON_CALL, hooks), "restore-orders");

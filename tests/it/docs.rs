@@ -50,6 +50,7 @@ fn exists(parts: &[&str]) -> bool {
 fn tests_that_pages_name_exist() {
     for (page, at_least) in [
         ("docs/differences-from-velero.md", 30),
+        ("docs/from-kasten.md", 10),
         ("docs/operating.md", 7),
         ("docs/results.md", 7),
         ("docs/SECURITY.md", 40),
@@ -72,4 +73,13 @@ fn a_test_that_is_not_there_is_noticed() {
         "see `e2e::running::no_such_test`, `it::docs::named_tests` and `it::docs::a_test_that_is_not_there_is_noticed`";
     let found: Vec<bool> = named_tests(page).iter().map(|parts| exists(parts)).collect();
     assert_eq!(found, [false, false, true]);
+}
+
+#[test]
+fn the_documents_blueprints_stand_word_for_word_on_the_page_for_people_from_kasten() {
+    let page = fs::read_to_string("docs/from-kasten.md").unwrap();
+    for name in ["post-export", "post-restore"] {
+        let blueprint = fs::read_to_string(format!("tests/blueprints/document-{name}.yaml")).unwrap();
+        assert!(page.contains(blueprint.trim_end()), "{name}");
+    }
 }

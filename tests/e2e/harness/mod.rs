@@ -1,5 +1,6 @@
 //! What the tests are written with.
 
+mod actions;
 mod audit;
 mod cluster;
 mod hooks;
@@ -15,6 +16,7 @@ mod third_party;
 mod velero_log;
 mod wait;
 
+pub(crate) use actions::*;
 pub(crate) use audit::*;
 pub(crate) use cluster::*;
 pub(crate) use hooks::*;

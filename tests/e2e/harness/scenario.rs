@@ -223,11 +223,18 @@ impl Scenario {
 
     /// Backs up any namespace.
     pub(crate) async fn backup_of(&self, namespace: &str) -> String {
+        self.backup_with(json!({"includedNamespaces": [namespace]})).await
+    }
+
+    /// Backs up what these fields of a Backup's spec say.
+    pub(crate) async fn backup_with(&self, fields: Value) -> String {
+        let mut spec = json!({"snapshotVolumes": false, "storageLocation": "default"});
+        json_patch::merge(&mut spec, &fields);
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), VELERO, &velero_resource("Backup"));
         let object = json!({
             "apiVersion": "velero.io/v1", "kind": "Backup",
             "metadata": {"generateName": format!("{}-", self.namespace)},
-            "spec": {"includedNamespaces": [namespace], "snapshotVolumes": false, "storageLocation": "default"},
+            "spec": spec,
         });
         let created = api
             .create(&PostParams::default(), &serde_json::from_value(object).unwrap())
