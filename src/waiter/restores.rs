@@ -201,12 +201,11 @@ impl Keeper {
                 continue;
             }
             let runs = self.queue.runs_of(&restore.uid);
-            let runs: Vec<&HookRun> = runs.iter().map(AsRef::as_ref).collect();
-            if self.is_forgotten(restore, &runs).await {
+            if self.is_forgotten(restore, &by_reference(&runs)).await {
                 continue;
             }
             let repairs = self.repairs.get(&restore.uid).copied().unwrap_or_default();
-            match settle(&self.missed, &self.queue, restore, &runs, repairs < REPAIR_LIMIT).await {
+            match settle(&self.missed, &self.queue, restore, runs, repairs < REPAIR_LIMIT).await {
                 Ok(settlement) => {
                     self.changed.remove(&restore.uid);
                     if matches!(settlement, Settlement::Repair(_)) {
@@ -232,21 +231,25 @@ async fn settle(
     missed: &Missed,
     queue: &Queue,
     restore: &RestoreInfo,
-    runs: &[&HookRun],
+    mut runs: Vec<Arc<HookRun>>,
     may_repair: bool,
 ) -> Result<Settlement, kube::Error> {
     let client = &missed.client;
-    let mut verdict = result::judge(restore, 0, runs, clock::now());
-    if settlement::settle(restore, &verdict, runs) == Settlement::Leave {
+    let known = by_reference(&runs);
+    let mut verdict = result::judge(restore, 0, &known, clock::now());
+    if settlement::settle(restore, &verdict, &known) == Settlement::Leave {
         if let Verdict::Pending(why) = &verdict {
             tracing::debug!(restore = restore.name, why, "the result is still open");
         }
         return Ok(Settlement::Leave);
     }
     if !matches!(verdict, Verdict::Pending(_)) {
-        // Only now is it worth a list.
-        verdict = result::judge(restore, unplanned(client, queue, restore).await?, runs, clock::now());
+        // Only now is it worth a list. A run that has come since is judged, too: its pod does not count as one without.
+        let unplanned = unplanned(client, queue, restore).await?;
+        runs = queue.runs_of(&restore.uid);
+        verdict = result::judge(restore, unplanned, &by_reference(&runs), clock::now());
     }
+    let runs = &by_reference(&runs);
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &restore.namespace, &resource());
     let Some(current) = api.get_opt(&restore.name).await? else {
         return Ok(Settlement::Leave);
@@ -276,6 +279,10 @@ async fn settle(
         missed.tell_end(restore, &verdict, runs).await;
     }
     Ok(settlement)
+}
+
+fn by_reference(runs: &[Arc<HookRun>]) -> Vec<&HookRun> {
+    runs.iter().map(AsRef::as_ref).collect()
 }
 
 /// How many planned pods of the restore have no `HookRun` yet.

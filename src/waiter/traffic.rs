@@ -5,6 +5,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 /// Records of ends at the same time, while commands are being started.
 const ENDS: usize = 4;
+/// Questions at the same time whether a success is true. They wait for no start: the later one is asked, the less its answer says.
+const QUESTIONS: usize = 32;
 /// Other calls at the same time, while starts or ends are under way.
 const OTHERS: usize = 1;
 
@@ -13,6 +15,7 @@ const OTHERS: usize = 1;
 pub struct Traffic {
     starts: Lane,
     ends: Lane,
+    questions: Semaphore,
     few_ends: Semaphore,
     few_others: Semaphore,
 }
@@ -37,6 +40,7 @@ impl Default for Traffic {
         Self {
             starts: Lane::default(),
             ends: Lane::default(),
+            questions: Semaphore::new(QUESTIONS),
             few_ends: Semaphore::new(ENDS),
             few_others: Semaphore::new(OTHERS),
         }
@@ -47,6 +51,15 @@ impl Traffic {
     /// A command is about to be started. Never waits.
     pub fn start(&self) -> UnderWay<'_> {
         self.starts.enter()
+    }
+
+    /// The turn for a question whether a success is true.
+    pub async fn question(&self) -> Turn<'_> {
+        Turn {
+            // Never closed.
+            _place: self.questions.acquire().await.ok(),
+            _under_way: None,
+        }
     }
 
     /// The turn for the record of an end.
@@ -111,9 +124,11 @@ mod tests {
         let (first, second) = (traffic.start(), traffic.start());
         let ends: Vec<_> = (0..=ENDS).map(|_| traffic.end().now_or_never()).collect();
         assert_eq!(ends.iter().flatten().count(), ENDS);
+        let questions: Vec<_> = (0..=QUESTIONS).map(|_| traffic.question().now_or_never()).collect();
+        assert_eq!(questions.iter().flatten().count(), QUESTIONS);
         let others: Vec<_> = (0..=OTHERS).map(|_| traffic.other().now_or_never()).collect();
         assert_eq!(others.iter().flatten().count(), OTHERS);
-        drop((others, ends, first));
+        drop((others, questions, ends, first));
         assert!(traffic.end().now_or_never().is_some(), "its place is free again");
         drop(second);
         let all: Vec<_> = (0..100).map(|_| traffic.end().now_or_never()).collect();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::join;
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{api::PostParams, core::Status};
 
@@ -61,10 +62,11 @@ impl<E: Exec> RunTask<'_, E> {
             return Ok(Turn::Over);
         };
         let end = self.begin(&run, hook, post, (look, under_way)).await;
-        // Nothing runs any more, however long the record of it may take.
+        let now = clock::now();
+        // Nothing runs any more, as far as can be told, however long the record of it may take.
         self.slot = Slot::Free;
         let end = self.confirmed(&run, post, end).await;
-        self.write_end(hook, &end).await;
+        self.write_end(hook, &end, now).await;
         drop(claim);
         match end {
             End::Withdrawn(Some(error)) => return Err(error),
@@ -135,7 +137,7 @@ impl<E: Exec> RunTask<'_, E> {
     async fn confirmed(&self, run: &HookRun, post: &PostHook, end: End) -> End {
         match end {
             End::Ended(report) if report.outcome == Outcome::Exited(0) && post.result_file.is_none() => {
-                let turn = self.context.traffic.end().await;
+                let turn = self.context.traffic.question().await;
                 let (namespace, pod) = (&self.key.namespace, &run.spec.pod.name);
                 let outcome = self.context.exec.confirm(namespace, pod, &post.container).await;
                 drop(turn);
@@ -184,7 +186,7 @@ impl<E: Exec> RunTask<'_, E> {
             "the result file of a post hook is looked for"
         );
         let report = self.look_for_result(&run, hook, post, folder).await;
-        self.write_end(hook, &End::Ended(report)).await;
+        self.write_end(hook, &End::Ended(report), clock::now()).await;
         drop(claim);
         Ok(Turn::Again)
     }
@@ -281,11 +283,10 @@ impl<E: Exec> RunTask<'_, E> {
     }
 
     /// Writes the end of an execution. It is known here alone, so it is tried until it is written, each time onto what stands
-    /// there by then; unless somebody else has settled this attempt.
-    pub(super) async fn write_end(&mut self, hook: usize, end: &End) {
+    /// there by then; unless somebody else has settled this attempt. `now`: when the command ended.
+    pub(super) async fn write_end(&mut self, hook: usize, end: &End, now: Timestamp) {
         let mut setbacks = Setbacks::default();
         let mut is_stripped = false;
-        let now = clock::now();
         let before = self.run.as_ref().and_then(|run| run.status.clone()).unwrap_or_default();
         while let Some((run, status)) = self.run.as_ref().and_then(|run| Some((run, run.status.as_ref()?))) {
             let attempt = status

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use super::Context;
 use crate::{api::hook_run::PodIdentity, waiter::pod_view::PodView};
 
-/// How old a look at a pod may be when its command starts. No other pod of its name has a running container so soon.
+/// How old a look at a pod may be when its command starts. Another pod of its name hardly has a running container so soon; and where
+/// it has, the watch has told that this one is gone.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// A look at a pod.
@@ -32,7 +33,8 @@ impl Look {
 pub(super) async fn look<E>(context: &Context<E>, namespace: String, pod: PodIdentity) -> Option<Look> {
     let since = Instant::now();
     let pods: Api<Pod> = Api::namespaced(context.exec_client.clone(), &namespace);
-    let found = pods.get_opt(&pod.name).await.ok()?;
+    // One that takes longer would not count.
+    let found = tokio::time::timeout(FRESH, pods.get_opt(&pod.name)).await.ok()?.ok()?;
     let view = found.and_then(|found| PodView::read(&found, &context.redactor));
     Some(Look {
         since,

@@ -215,6 +215,8 @@ fn status(code: u16) -> Value {
 struct Runner {
     commands: AtomicUsize,
     turned_away: Mutex<Vec<u16>>,
+    /// The kubelet does not answer when it is asked whether a success is true.
+    is_silent: Mutex<bool>,
 }
 
 impl Exec for Arc<Runner> {
@@ -228,6 +230,9 @@ impl Exec for Arc<Runner> {
     }
 
     async fn confirm(&self, _: &str, _: &str, _: &str) -> Outcome {
+        if *self.is_silent.lock().unwrap() {
+            return Outcome::Lost("the kubelet does not answer".to_owned());
+        }
         Outcome::Exited(0)
     }
 }
@@ -327,6 +332,16 @@ async fn whatever_is_lost_on_the_way_a_command_runs_once_and_its_end_is_recorded
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_that_nobody_confirms_is_none() {
+    let setup = Setup::new(&[]);
+    *setup.runner.is_silent.lock().unwrap() = true;
+    setup.drive().await;
+    let post = &setup.server.status().post[0];
+    assert_eq!((setup.commands(), post.state), (1, HookState::Unknown));
+    assert_eq!(post.attempts[0].exit_code, None);
 }
 
 #[tokio::test(start_paused = true)]
