@@ -48,6 +48,9 @@ async fn every_rendering_is_valid_for_the_api_server() {
                 &values,
                 "--set",
                 "crds.install=false",
+                // What goes into other namespaces is only valid where these are there.
+                "--set",
+                &format!("actions.namespace={0},actions.veleroNamespace={0}", t.namespace),
             ],
         );
         // A pod is only valid if its account is there.
