@@ -290,11 +290,12 @@ impl Roles {
         true
     }
 
-    /// A right counts a moment after its role is written.
+    /// A right counts a moment after its role is written; and where an upgrade changes what the chart gives, the pods of before it go on
+    /// until they are drained.
     fn are_whole(&self, call: &Call) -> bool {
         let settled = self
             .changed
-            .is_none_or(|changed| call.at.duration_since(changed) > SignedDuration::from_secs(5));
+            .is_none_or(|changed| call.at.duration_since(changed) > SignedDuration::from_secs(30));
         !self.broken && self.gone.is_empty() && settled
     }
 }
