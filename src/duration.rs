@@ -62,6 +62,17 @@ impl GoDuration {
     }
 }
 
+impl GoDuration {
+    /// Reads one that is longer than nothing. For command lines: the error is a sentence.
+    pub fn positive(text: &str) -> Result<Self, String> {
+        let duration: Self = text.parse().map_err(|error: ParseDurationError| error.to_string())?;
+        if duration.is_zero() || duration.is_negative() {
+            return Err("it must be longer than nothing".to_owned());
+        }
+        Ok(duration)
+    }
+}
+
 impl FromStr for GoDuration {
     type Err = ParseDurationError;
 

@@ -39,9 +39,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -87,13 +85,13 @@ pub struct ActionsArgs {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_RETRIES)))]
     hook_retries: u32,
     /// How long one try of a hook may take.
-    #[arg(long, default_value = "20m", value_parser = positive)]
+    #[arg(long, default_value = "20m", value_parser = GoDuration::positive)]
     hook_timeout: GoDuration,
     /// How long Velero and the post-restore hooks may take.
-    #[arg(long, default_value = "24h", value_parser = positive)]
+    #[arg(long, default_value = "24h", value_parser = GoDuration::positive)]
     velero_timeout: GoDuration,
     /// How long a hook's pod may take to start.
-    #[arg(long, default_value = "15m", value_parser = positive)]
+    #[arg(long, default_value = "15m", value_parser = GoDuration::positive)]
     pod_start_timeout: GoDuration,
     /// What counts when Velero ends PartiallyFailed.
     #[arg(long, value_enum, default_value_t = PartiallyFailedArg::Failure)]
@@ -124,16 +122,6 @@ enum PartiallyFailedArg {
     Failure,
     /// onSuccess
     Success,
-}
-
-fn positive(text: &str) -> Result<GoDuration, String> {
-    let duration: GoDuration = text
-        .parse()
-        .map_err(|error: crate::duration::ParseDurationError| error.to_string())?;
-    if duration.is_zero() || duration.is_negative() {
-        return Err("it must be longer than nothing".to_owned());
-    }
-    Ok(duration)
 }
 
 /// What the flags say.
@@ -207,18 +195,8 @@ pub async fn run(args: ActionsArgs) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals()?;
     let readiness = health::Readiness::default();
     let readable = readiness.gate("lease");
-    let listener = TcpListener::bind(args.health_listen)
-        .await
-        .with_context(|| format!("can't listen on {}", args.health_listen))?;
     let metrics = Arc::new(Metrics::actions());
-    shutdown.spawn_background(
-        "health",
-        health::serve(
-            listener,
-            health::router(readiness, Arc::clone(&metrics)),
-            shutdown.ended(),
-        ),
-    );
+    health::start(args.health_listen, readiness, Arc::clone(&metrics), &shutdown).await?;
     let names = ProcessNames::of(args.pod_name.as_deref(), args.pod_uid.as_deref());
     let valid = Duration::from_secs(args.lease_seconds.into());
     let standing = Arc::new(Standing::new(names.process, valid));

@@ -3,10 +3,12 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use anyhow::Context as _;
 use axum::{
     Router,
     http::{StatusCode, header::CONTENT_TYPE},
@@ -22,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-use super::{metrics::Metrics, slots::Slots};
+use super::{metrics::Metrics, shutdown::Shutdown, slots::Slots};
 
 /// Connections at the same time: probes, a few Prometheuses, a person. For a further one the oldest is closed.
 const CONNECTIONS: usize = 64;
@@ -76,6 +78,21 @@ impl Gate {
         let mut gates = self.readiness.gates.lock().unwrap_or_else(PoisonError::into_inner);
         gates.insert(self.name, open);
     }
+}
+
+/// Serves the pages of a process until it has ended. An error says that nothing can listen there.
+pub async fn start(
+    address: SocketAddr,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen on {address}"))?;
+    let pages = serve(listener, router(readiness, metrics), shutdown.ended());
+    shutdown.spawn_background("health", pages);
+    Ok(())
 }
 
 /// The three pages. `/livez` says only that the process answers: a restart cures nothing that lies outside it.

@@ -6,7 +6,7 @@ use futures::future::join;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
 use kube::{
     Api, Client,
-    api::{AttachParams, LogParams},
+    api::{AttachParams, AttachedProcess, LogParams},
     client::UpgradeConnectionError,
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -118,45 +118,19 @@ impl ApiExec {
         Self { client, rules }
     }
 
-    async fn attach(&self, command: &Command<'_>, output: &mut Output) -> Outcome {
+    async fn execute(&self, command: &Command<'_>, output: &mut Output) -> Outcome {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), command.namespace);
-        let parameters = AttachParams::default()
-            .container(command.container)
-            .stdin(false)
-            .stdout(true)
-            .stderr(true);
-        let mut process = match pods.exec(command.pod, command.argv, &parameters).await {
+        let mut process = match attach(&pods, command.pod, command.container, command.argv).await {
             Ok(process) => process,
-            Err(error) => return not_attached(&error),
+            Err(outcome) => return outcome,
         };
-        // The status must be taken and both streams be read while the command runs, or it blocks on full pipes.
-        let status = process.take_status();
         let (out, err) = (process.stdout(), process.stderr());
-        let mut status = std::pin::pin!(async {
-            match status {
-                Some(status) => status.await,
-                None => None,
-            }
-        });
         let answer = command.answers.then_some(&mut output.answer);
-        let mut output = std::pin::pin!(join(
+        let streams = join(
             read(out, &mut output.stdout, answer),
-            read(err, &mut output.stderr, None)
-        ));
-        let status = tokio::select! {
-            status = &mut status => {
-                // When the connection breaks, the streams are dropped without an end: reading on would wait for ever.
-                let _ = tokio::time::timeout(LAST_OUTPUT, output).await;
-                status
-            }
-            ((), ()) = &mut output => status.await,
-        };
-        let ended = process.join().await;
-        match (status, ended) {
-            (Some(status), _) => from_status(&status),
-            (None, Err(error)) => Outcome::Lost(error.to_string()),
-            (None, Ok(())) => Outcome::Lost("the stream was closed without an exit status".to_owned()),
-        }
+            read(err, &mut output.stderr, None),
+        );
+        follow(process, streams, LAST_OUTPUT).await.0
     }
 }
 
@@ -185,8 +159,8 @@ impl Exec for ApiExec {
     async fn run(&self, command: Command<'_>) -> Report {
         let mut output = Output::new(self.rules.tail);
         let limit = command.timeout.to_std().unwrap_or(Duration::ZERO);
-        let attached = self.attach(&command, &mut output);
-        let outcome = match tokio::time::timeout(limit, attached).await {
+        let execution = self.execute(&command, &mut output);
+        let outcome = match tokio::time::timeout(limit, execution).await {
             Ok(outcome) => outcome,
             // Dropping the future closes the stream; exec has no signal, so the command itself goes on.
             Err(_) => Outcome::TimedOut {
@@ -219,6 +193,51 @@ impl Exec for ApiExec {
             outcome => outcome,
         }
     }
+}
+
+/// Starts a command in a container; or says what became of that. `pods` must not retry by itself: a repeated exec could run the
+/// command twice.
+pub(crate) async fn attach(
+    pods: &Api<Pod>,
+    pod: &str,
+    container: &str,
+    argv: &[String],
+) -> Result<AttachedProcess, Outcome> {
+    let parameters = AttachParams::default()
+        .container(container)
+        .stdin(false)
+        .stdout(true)
+        .stderr(true);
+    let attached = pods.exec(pod, argv, &parameters).await;
+    attached.map_err(|error| not_attached(&error))
+}
+
+/// Follows a command to its end. `streams` reads its output, both streams at once: a command blocks on a full pipe. Once the end is
+/// known they have `last` left, for when the connection breaks they are dropped without an end, and reading on would wait for ever. Gives
+/// what they have come to, if they were read to their end. Exit code 0 is to be [confirmed](confirm).
+pub(crate) async fn follow<T>(
+    mut process: AttachedProcess,
+    streams: impl Future<Output = T>,
+    last: Duration,
+) -> (Outcome, Option<T>) {
+    let status = process.take_status();
+    let mut status = std::pin::pin!(async {
+        match status {
+            Some(status) => status.await,
+            None => None,
+        }
+    });
+    let mut streams = std::pin::pin!(streams);
+    let (status, read) = tokio::select! {
+        status = &mut status => (status, tokio::time::timeout(last, streams).await.ok()),
+        read = &mut streams => (status.await, Some(read)),
+    };
+    let outcome = match (status, process.join().await) {
+        (Some(status), _) => from_status(&status),
+        (None, Err(error)) => Outcome::Lost(error.to_string()),
+        (None, Ok(())) => Outcome::Lost("the stream was closed without an exit status".to_owned()),
+    };
+    (outcome, read)
 }
 
 /// What exit code 0 is worth. The API server takes the end of its connection to the kubelet for success, also when the kubelet has
@@ -296,7 +315,7 @@ const fn is_passing(code: u16) -> bool {
 }
 
 /// What a failed attempt to attach says about the command.
-pub(crate) fn not_attached(error: &kube::Error) -> Outcome {
+fn not_attached(error: &kube::Error) -> Outcome {
     match error {
         kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) if is_passing(code.as_u16()) => {
             Outcome::TurnedAway {
@@ -325,7 +344,7 @@ fn said(rules: &OutputRules, why: &str) -> String {
 }
 
 /// Reads the exit code out of the status frame that ends an exec stream.
-pub(crate) fn from_status(status: &Status) -> Outcome {
+fn from_status(status: &Status) -> Outcome {
     if status.status.as_deref() == Some("Success") {
         return Outcome::Exited(0);
     }

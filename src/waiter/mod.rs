@@ -35,10 +35,9 @@ pub mod watch;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use clap::Args;
 use kube::Client;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -111,7 +110,7 @@ pub struct WaiterArgs {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
     max_concurrent_hooks_per_namespace: u16,
     /// How long a whole run may take, from the pod's creation (Go duration): what has not started by then is not started.
-    #[arg(long, default_value = "24h", value_parser = run_limit)]
+    #[arg(long, default_value = "24h", value_parser = GoDuration::positive)]
     run_limit: GoDuration,
     /// The Lease by which one of several waiters leads; made here if it is not there.
     #[arg(long, default_value = "reveille-waiter")]
@@ -128,7 +127,7 @@ pub struct WaiterArgs {
     retention: retention::RetentionArgs,
     /// How long a run may wait before it is said what it waits for (Event and condition); ten times as long for what comes by
     /// itself, such as an image that is pulled. Go duration.
-    #[arg(long, default_value = "30s", value_parser = positive)]
+    #[arg(long, default_value = "30s", value_parser = GoDuration::positive)]
     report_waiting_after: GoDuration,
     /// Run in this very process. Without it a parent process starts the waiter again whenever it ends other than by SIGTERM: its
     /// container, and with it the pod, stays ready.
@@ -157,17 +156,7 @@ pub async fn run(args: WaiterArgs) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::waiter());
     let readiness = health::Readiness::default();
     let readable = readiness.gate("lease");
-    let listener = TcpListener::bind(health_listen)
-        .await
-        .with_context(|| format!("can't listen on {health_listen}"))?;
-    shutdown.spawn_background(
-        "health",
-        health::serve(
-            listener,
-            health::router(readiness, Arc::clone(&metrics)),
-            shutdown.ended(),
-        ),
-    );
+    health::start(*health_listen, readiness, Arc::clone(&metrics), &shutdown).await?;
     shutdown.spawn_background("watchdog", watchdog::run(shutdown.ended()));
     if let (Some(account), Some(folder)) = (&args.webhook_account, &args.webhook_token_folder) {
         // Each replica for its own webhook, whoever leads.
@@ -427,25 +416,9 @@ fn spawn_brake(shutdown: &Shutdown, context: &Context<exec::ApiExec>, place: (St
     shutdown.spawn_background("brake", brake);
 }
 
-fn positive(text: &str) -> Result<GoDuration, String> {
-    let duration: GoDuration = text.parse().map_err(|error| format!("{error}"))?;
-    if duration.is_negative() || duration.is_zero() {
-        return Err(format!("{text:?} is not more than nothing"));
-    }
-    Ok(duration)
-}
-
 fn namespace_selector(text: &str) -> Result<kube::core::Selector, String> {
     let value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     crate::hooks::matching::selector(Some(&value))
-}
-
-fn run_limit(text: &str) -> Result<GoDuration, String> {
-    let limit: GoDuration = text.parse().map_err(|error| format!("{error}"))?;
-    if limit.is_negative() || limit.is_zero() {
-        return Err("it must be more than nothing".to_owned());
-    }
-    Ok(limit)
 }
 
 /// Lets all runs look again when a process that finishes its commands has come or gone.

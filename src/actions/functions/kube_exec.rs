@@ -2,7 +2,7 @@
 
 use futures::future::join;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::AttachParams};
+use kube::Api;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{Running, kube_task::shown};
@@ -37,41 +37,17 @@ pub async fn run(call: &KubeExec, running: &Running<'_>) -> Outcome {
         .filter(|name| !name.is_empty())
         .or(first)
         .unwrap_or_default();
-    let parameters = AttachParams::default()
-        .container(container.as_str())
-        .stdin(false)
-        .stdout(true)
-        .stderr(true);
-    // Never retried by itself: a repeated exec could run the command twice.
+    // Never retried by itself.
     let pods: Api<Pod> = Api::namespaced(running.tools.clients.exec.clone(), &call.namespace);
-    let mut process = match pods.exec(&call.pod, &call.command, &parameters).await {
+    let mut process = match exec::attach(&pods, &call.pod, &container, &call.command).await {
         Ok(process) => process,
-        Err(error) => return outcome(&exec::not_attached(&error), &[], &[], false, rules),
+        Err(not_attached) => return outcome(&not_attached, &[], &[], false, rules),
     };
-    let status = process.take_status();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let (out, err) = (process.stdout(), process.stderr());
-    let (status, whole) = {
-        let mut output = std::pin::pin!(join(read(out, &mut stdout), read(err, &mut stderr)));
-        let mut status = std::pin::pin!(async {
-            match status {
-                Some(status) => status.await,
-                None => None,
-            }
-        });
-        tokio::select! {
-            status = &mut status => {
-                let whole = tokio::time::timeout(LAST_OUTPUT, output).await;
-                (status, whole.is_ok_and(|(whole, _)| whole))
-            }
-            (whole, _) = &mut output => (status.await, whole),
-        }
-    };
-    let ended = match (status, process.join().await) {
-        (Some(status), _) => exec::from_status(&status),
-        (None, Err(error)) => ExecOutcome::Lost(error.to_string()),
-        (None, Ok(())) => ExecOutcome::Lost("the stream was closed without an exit status".to_owned()),
-    };
+    let streams = join(read(out, &mut stdout), read(err, &mut stderr));
+    let (ended, whole) = exec::follow(process, streams, LAST_OUTPUT).await;
+    let whole = whole.is_some_and(|(whole, _)| whole);
     let ended = match ended {
         ExecOutcome::Exited(0) => exec::confirm(&pods, &call.pod, &container).await,
         ended => ended,

@@ -24,8 +24,8 @@ use reveille::{
 use serde_json::{Value, json};
 
 use super::{
-    IMAGE, Scenario, TRACES, VELERO, cluster_name, cluster_script, eventually, kubectl, must_run, resource, run,
-    state_folder,
+    IMAGE, Scenario, TRACES, VELERO, cluster_name, cluster_script, delete_namespace, eventually, kubectl, must_run,
+    resource, run, state_folder,
 };
 
 /// What the tests' Blueprints need beyond the built-in rights, as `actions.rules`.
@@ -286,16 +286,7 @@ impl Drop for Controller<'_> {
             let shown = run("kubectl", &["-n", &self.namespace, "get", "pods", "-o", "yaml"]);
             println!("--- its pods\n{}", String::from_utf8_lossy(&shown.stdout));
         }
-        run(
-            "kubectl",
-            &[
-                "delete",
-                "namespace",
-                &self.namespace,
-                "--wait=false",
-                "--ignore-not-found",
-            ],
-        );
+        delete_namespace(&self.namespace);
         let _ = fs::remove_file(&self.log);
     }
 }

@@ -67,6 +67,14 @@ pub(crate) fn kubectl(arguments: &[&str]) -> String {
     must_run("kubectl", arguments)
 }
 
+/// Deletes a namespace, if it is there, and does not wait for its end.
+pub(crate) fn delete_namespace(name: &str) {
+    run(
+        "kubectl",
+        &["delete", "namespace", name, "--wait=false", "--ignore-not-found"],
+    );
+}
+
 /// The script that made the cluster.
 pub(crate) fn cluster_script(arguments: &[&str]) -> String {
     must_run("tests/cluster/cluster", arguments)

@@ -1,6 +1,6 @@
 //! One test: its namespace, its folder of traces, and what it does in the cluster.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{any::Any, fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
 use kube::{
@@ -11,17 +11,12 @@ use reveille::hooks::restored::is_terminal;
 use serde_json::{Value, json};
 
 use super::{
-    Alone, PodSpec, Quiet, REVEILLE, RestoreSpec, Shared, VELERO, client, eventually, kubectl, resource, run,
-    state_folder, velero_resource,
+    Alone, PodSpec, Quiet, REVEILLE, RestoreSpec, Shared, VELERO, client, delete_namespace, eventually, kubectl,
+    resource, run, state_folder, velero_resource,
 };
 
-/// Who else may use the installation meanwhile.
-#[derive(Debug)]
-enum Claim {
-    Shared(#[allow(dead_code)] Shared),
-    Alone(#[allow(dead_code)] Alone),
-    Quiet(#[allow(dead_code)] Quiet),
-}
+/// Who else may use the installation meanwhile, for as long as it lives: [`Shared`], [`Quiet`] or [`Alone`].
+type Claim = Box<dyn Any + Send + Sync>;
 
 /// One test. When it fails, what is in its namespace is printed; with `REVEILLE_E2E_KEEP` it also stays.
 pub(crate) struct Scenario {
@@ -35,29 +30,27 @@ pub(crate) struct Scenario {
 impl Scenario {
     /// A test that leaves the installation as it is.
     pub(crate) async fn new(name: &str) -> Self {
-        let client = client().await;
-        let claim = Claim::Shared(Shared::take(&client).await);
-        Self::begin(name, client, claim, json!({})).await
+        Self::with_namespace_labels(name, json!({})).await
     }
 
     /// A test whose namespace has these labels.
     pub(crate) async fn with_namespace_labels(name: &str, labels: Value) -> Self {
         let client = client().await;
-        let claim = Claim::Shared(Shared::take(&client).await);
+        let claim = Box::new(Shared::take(&client).await);
         Self::begin(name, client, claim, labels).await
     }
 
     /// A test that changes nothing of the installation, but counts what any test could be counted in.
     pub(crate) async fn in_quiet(name: &str) -> Self {
         let client = client().await;
-        let claim = Claim::Quiet(Quiet::take(&client).await);
+        let claim = Box::new(Quiet::take(&client).await);
         Self::begin(name, client, claim, json!({})).await
     }
 
     /// A test that changes the installation: no other runs beside it, and in the end all is as it was.
     pub(crate) async fn alone(name: &str) -> Self {
         let client = client().await;
-        let claim = Claim::Alone(Alone::take(&client).await);
+        let claim = Box::new(Alone::take(&client).await);
         Self::begin(name, client, claim, json!({})).await
     }
 
@@ -368,16 +361,7 @@ impl Drop for Scenario {
             self.diagnose();
         }
         if !failed || std::env::var_os("REVEILLE_E2E_KEEP").is_none() {
-            run(
-                "kubectl",
-                &[
-                    "delete",
-                    "namespace",
-                    &self.namespace,
-                    "--wait=false",
-                    "--ignore-not-found",
-                ],
-            );
+            delete_namespace(&self.namespace);
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
